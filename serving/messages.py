@@ -1,0 +1,114 @@
+"""The values that travel between the server's parts. All frozen; none holds a tensor, a socket or a patient's name.
+
+    api --RawFilm--> decode pool --Film--> worker --Request--> scheduler --Batch--> engine --Outcome--> worker --> api
+
+`api` fills a Request from a caller's JSON, the decode pool fills its films, the scheduler groups Requests
+into a Batch, the engine answers each with an Outcome. The engine process receives and returns them as
+msgpack; films travel as uint8 bytes in shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Operation = Literal["embed_image", "embed_text", "zero_shot", "classify", "chat"]
+
+
+@dataclass(frozen=True)
+class RawFilm:
+    """A film as the caller sent it. `slice_index` and `window` choose what of a volume is shown; None lets the reader decide."""
+
+    data: bytes
+    slice_index: int | None = None
+    window: tuple[float, float] | None = None  # (center, width) in stored physical units
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """A decoded film: `pixels` (S, S, 3) uint8, exactly what the model sees, and what reading found out about it."""
+
+    pixels: npt.NDArray[np.uint8]
+    digest: str  # MedicalImage.digest of the whole film or volume
+    modality: str = ""
+    view: str = ""
+    source_format: str = ""
+    slices: int = 1
+    slice_index: int = 0
+    notes: tuple[str, ...] = ()
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One item of work for the engine: at most one film, one adapter.
+
+    id is unique per process; deadline and arrival are seconds on the monotonic clock.
+    options holds only what the operation names:
+      zero_shot: labels (list of str), templates (list of str, each with "{}"), negatives (list of str or None),
+                 scoring ("softmax" | "sigmoid" | "pairwise")
+      classify: {} ; embed_image: {} ; embed_text: {}
+    """
+
+    id: int
+    operation: Operation
+    adapter: str | None = None
+    film: Film | None = None
+    texts: tuple[str, ...] = ()
+    turns: tuple[ChatTurn, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arrival: float = 0.0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests to be run together, in order."""
+
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request: `value` (plain msgpack-able data, see below) or an error's code and sentence.
+
+    value by operation:
+      embed_image, embed_text: {"embeddings": [[float, ...], ...]}
+      zero_shot: {"scores": [K floats], "logits": [K floats], "assessed": bool, "looks_like": str}
+      classify: {"labels": [...], "probabilities": [...], "logits": [...], "thresholds": [...], "assessed": bool, "looks_like": str}
+      chat, one Outcome per streamed piece: {"delta": str} ... then
+            {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
+    evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],
+            "heatmap": {"label": str, "grid": [[float]]} | None, "reliance": float | None}
+    Every value also carries "provenance": {"model", "adapter", "pixels", "preprocessing"} and "compute_ms".
+    """
+
+    request_id: int
+    value: Mapping[str, Any] | None = None
+    error_code: str | None = None
+    error_message: str = ""
+    is_final: bool = True
+
+    @property
+    def is_error(self) -> bool:
+        return self.error_code is not None
