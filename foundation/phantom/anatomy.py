@@ -64,8 +64,9 @@ class Anatomy:
         left, right = 2 * ratio * self.heart_lean, 2 * ratio * (1 - self.heart_lean)
         sag = max(0.0, ratio - 0.5) * 0.12
         outline = [
-            (0.04, 0.33), (-0.14, 0.40), (-0.86 * right, 0.56), (-right, 0.75), (-0.88 * right, 0.93), (-0.10, 1.02),
-            (0.5 * left, 1.06 + sag), (0.90 * left, 1.03 + sag), (left, 0.91 + sag), (0.90 * left, 0.76),
+            (0.04, 0.33), (-0.14, 0.40), (-0.86 * right, 0.56), (-right, 0.75),
+            (-0.90 * right, 0.95), (-0.55 * right, 1.09), (0.0, 1.13),
+            (0.5 * left, 1.13 + sag), (0.86 * left, 1.07 + sag), (left, 0.91 + sag), (0.90 * left, 0.76),
             (0.62 * left, 0.56), (0.24, 0.42), (0.18, 0.36),
         ]  # fmt: skip
         return smooth(self.points(outline), closed=True)
@@ -83,9 +84,9 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """A patient and a positioning; consumes a fixed number of random numbers."""
     portable = bool(rng.random() < 0.35)
     female = bool(rng.random() < 0.45)
-    half_width = rng.uniform(0.275, 0.345)
-    height = half_width * (rng.uniform(1.35, 1.65) if portable else rng.uniform(1.55, 1.95))
-    top = rng.uniform(0.08, 0.17) + max(0.0, 0.50 - height) * rng.uniform(0.3, 0.8)
+    half_width = rng.uniform(0.305, 0.395)
+    height = half_width * (rng.uniform(1.28, 1.60) if portable else rng.uniform(1.50, 1.85))
+    top = rng.uniform(0.06, 0.16) + max(0.0, 0.55 - height) * rng.uniform(0.2, 0.6)
     return Anatomy(
         half_width=half_width,
         height=height,
@@ -93,7 +94,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         rotation=float(np.clip(rng.normal(0, 0.035), -0.1, 0.1)),
         heart_ratio=rng.uniform(0.39, 0.485),
         heart_lean=rng.uniform(0.63, 0.72),
-        wobble=rng.normal(0, 0.012, (2, len(_LUNG), 2)),
+        wobble=_draw_wobble(rng),
         dome_drop=rng.uniform(0.0, 0.06),
         girth=rng.uniform(1.14, 1.42) + 0.08 * portable,
         arm_spread=rng.uniform(0.0, 0.25),
@@ -103,6 +104,18 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         stomach=(rng.uniform(0.35, 0.6), rng.uniform(0.025, 0.06), rng.uniform(-0.1, 0.5)),
         portable=portable,
     )
+
+
+def _draw_wobble(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Slow and fast deviations along each lung's outline, and a waist or barrel shape common to both lungs."""
+    turn = np.linspace(0, 2 * np.pi, len(_LUNG), endpoint=False)
+    slow = rng.normal(0, 0.022, (2, 4, 2))
+    waves = np.stack([np.sin(turn), np.cos(turn), np.sin(2 * turn), np.cos(2 * turn)])
+    taper = rng.normal(0, 0.06) * (0.9 - _LUNG[:, 1]) * _LUNG[:, 0]
+    wobble: npt.NDArray[np.float64] = np.einsum("kl,skd->sld", waves, slow)
+    wobble += rng.normal(0, 0.008, (2, len(_LUNG), 2))
+    wobble[:, :, 0] += taper
+    return wobble
 
 
 def smooth(points: npt.NDArray[np.float64], *, closed: bool = False, steps: int = 6) -> npt.NDArray[np.float64]:

@@ -46,7 +46,7 @@ class Canvas:
         pen = ImageDraw.Draw(picture)
         fine = self.size * self._fine
         for points, width, strength in lines:
-            pen.line(self._pixels(points), fill=int(255 * strength), width=max(1, round(width * fine)), joint="curve")
+            pen.line(self._pixels(points), fill=int(255 * strength), width=max(1, round(width * fine)))
         return self._finish(picture)
 
     def blur(self, picture: FloatArray, radius: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""From opacity to a film: exposure, tone, grain, collimation and the side marker, none of which depends on a finding."""
+"""From opacity to a film: exposure, tone, grain, collimation, side marker; none of it depends on a finding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_COLLIMATION = 0.55
 
 
 def expose(opacity: FloatArray, canvas: Canvas, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Develop opacity (about 0..1.4) into an 8-bit film in one of many styles; consumes the same draws at every size."""
+    """Develop opacity (about 0..1.4) into an 8-bit film, in one of many styles."""
     dark, bright = rng.uniform(0.08, 0.32), rng.uniform(1.02, 1.30)
     gamma, curve, sharpen = rng.uniform(0.75, 1.5), rng.uniform(0, 0.9), rng.uniform(0, 1.1)
     black, white = rng.uniform(0, 22), rng.uniform(215, 255)

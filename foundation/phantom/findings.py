@@ -99,9 +99,7 @@ def _checked(finding: PhantomFinding) -> PhantomFinding:
     return finding
 
 
-def _complete(
-    finding: PhantomFinding, earlier: Sequence[PhantomFinding], rng: np.random.Generator
-) -> PhantomFinding:
+def _complete(finding: PhantomFinding, earlier: Sequence[PhantomFinding], rng: np.random.Generator) -> PhantomFinding:
     rule = RULES[finding.name]
     sides = [side for side in rule.sides if side != "bilateral"] or list(rule.sides)
     zones = list(rule.zones)

@@ -1,8 +1,8 @@
 """How each finding looks, and exactly where it is: one function a finding, all in the body frame.
 
-    opacity   share 0..1 of the lung's air that is replaced (fluid, pus, tumour)
-    extra     opacity added to the film (lines, tubes) or taken from it (free air)
-    mask      the truth
+opacity   share 0..1 of the lung's air that is replaced (fluid, pus, tumour)
+extra     opacity added to the film (lines, tubes) or taken from it (free air)
+mask      the truth
 """
 
 from __future__ import annotations
@@ -56,8 +56,12 @@ class Site:
         hidden = np.maximum(self.layers.heart, self.layers.centre > 0.5)
         return np.asarray(self.layers.lungs[side] * (1 - hidden), dtype=np.float32)
 
+    def half(self, side: str) -> FloatArray:
+        """1 on this side of the midline; lesions are cut there, not at the lung's edge, which air itself draws."""
+        return np.asarray(self.canvas.grid[0] * np.float32(sign_of(side)) > 0, dtype=np.float32)
+
     def place(self, side: str, margin: float = 0.25) -> Points:
-        """A point in the visible lung of that side and zone; margin is the share of the width kept free at each edge."""
+        """A point in the visible lung of that side and zone; margin is the share of the width kept free at an edge."""
         anatomy = self.canvas.anatomy
         low, high = ZONE_BOUNDS[self.finding.zone]
         y = self.rng.uniform(low, high) * anatomy.height
@@ -90,8 +94,10 @@ def _effusion(site: Site) -> Lesion:
         surface = level + base - climb * d ** np.float32(4 if site.grade == 0 else 2.5)
         depth = (y / np.float32(anatomy.height) - surface) * np.float32(anatomy.height)
         soft_edge = np.clip(depth / np.float32(0.022) + 0.5, 0, 1)
-        opacity = np.maximum(opacity, soft_edge * site.layers.lungs[side])
-    return Lesion(mask=opacity >= 0.5, opacity=np.asarray(opacity * site.rng.uniform(0.86, 0.97), dtype=np.float32))
+        opacity = np.maximum(opacity, soft_edge * site.half(side))
+    within = np.maximum(*site.layers.lungs.values())
+    density = np.float32(site.rng.uniform(0.86, 0.97))
+    return Lesion(mask=opacity * within >= 0.5, opacity=np.asarray(opacity * density, dtype=np.float32))
 
 
 def _pneumothorax(site: Site) -> Lesion:
@@ -135,7 +141,7 @@ def _round_opacity(site: Site, radius: float, *, lobes: float, edge: float, stre
     x, y = site.canvas.grid
     angle = np.arctan2(y - centre[1], x - centre[0])
     phase = site.rng.uniform(0, 2 * np.pi, 2)
-    border = 1 + lobes * (np.sin(3 * angle + phase[0]) + 0.6 * np.sin(5 * angle + phase[1]))
+    border = 1 + lobes * (np.sin(2 * angle + phase[0]) + 0.7 * np.sin(3 * angle + phase[1]))
     r = site.canvas.disc(centre, radius) / border
     inside = np.clip((1 - r) / edge + 0.5, 0, 1) * site.layers.lungs[side]
     body = 0.8 + 0.2 * np.sqrt(np.clip(1 - r * r, 0, 1))
@@ -196,15 +202,16 @@ def _atelectasis(site: Site) -> Lesion:
         shape = canvas.blur(canvas.fill(wedge), 0.0025) * lung
         return Lesion(mask=shape >= 0.5, opacity=shape * np.float32(0.72))
     strokes = []
-    centre = site.place(side, margin=0.38)
+    centre, lean = site.place(side, margin=0.38), site.rng.uniform(-0.3, 0.3)
     for index in range(site.grade + 1 if site.grade == 0 else 3):
         middle = centre + np.array([s * 0.012 * index, 0.036 * (index - site.grade)])
-        tilt, half = site.rng.uniform(-0.35, 0.35), site.rng.uniform(0.065, 0.085)
-        arm = np.array([np.cos(tilt), np.sin(tilt)]) * half
+        tilt, half = lean + site.rng.uniform(-0.1, 0.1), site.rng.uniform(0.07, 0.095)
+        arm = np.array([np.cos(tilt), np.sin(tilt)]) * half * (1 - 0.2 * index)
+        thickness = site.rng.uniform(0.011, 0.017)
         bow = np.array([0.0, site.rng.uniform(-0.008, 0.008)])
-        strokes.append((smooth(np.stack([middle - arm, middle + bow, middle + arm])), 0.013, 1.0))
-    bands = canvas.blur(canvas.stroke(strokes), 0.002) * lung
-    return Lesion(mask=bands >= 0.4, opacity=bands * np.float32(0.62))
+        strokes.append((smooth(np.stack([middle - arm, middle + bow, middle + arm])), thickness, 1.0))
+    bands = canvas.blur(canvas.stroke(strokes), 0.003) * lung * (1 + 0.12 * canvas.cloud(site.rng, 24))
+    return Lesion(mask=bands >= 0.4, opacity=np.clip(bands, 0, 1) * np.float32(0.6))
 
 
 def _cardiomegaly(site: Site) -> Lesion:
@@ -218,7 +225,8 @@ def _tube(site: Site) -> Lesion:
     tip = site.rng.uniform(0.18, 0.29)
     lean = site.rng.uniform(-0.02, 0.02)
     course = smooth(anatomy.points([(0.03 + lean, -1.0), (lean, -0.3), (0.0, 0.0), (0.015, tip)]))
-    tube = site.canvas.stroke([(course, 0.024, 0.8), (course, 0.013, 0.22), (course + (0.006, 0.0), 0.005, 1.0)])
+    stripe = course + np.array([0.006, 0.0])
+    tube = site.canvas.stroke([(course, 0.024, 0.8), (course, 0.013, 0.22), (stripe, 0.005, 1.0)])
     return Lesion(mask=tube >= 0.2, extra=np.asarray(0.24 * tube, dtype=np.float32))
 
 

@@ -58,9 +58,7 @@ class Phantom:
         return write_questions(self.seed, self.findings)
 
 
-def make_phantom(
-    seed: int, size: int = 224, findings: Sequence[str | PhantomFinding] | None = None
-) -> Phantom:
+def make_phantom(seed: int, size: int = 224, findings: Sequence[str | PhantomFinding] | None = None) -> Phantom:
     """Draw the patient of this seed, with random findings (None), or with exactly those asked for ((): normal).
 
     Fields of a PhantomFinding left "" are chosen by the seed. Raises InvalidRequest for an unknown finding, a property
@@ -77,9 +75,7 @@ def make_phantom(
     ratio = heart_ratio(canvas.anatomy.heart_ratio, big_heart, _stream(seed, _HEART))
     layers = draw_layers(canvas, ratio, _stream(seed, _TISSUE))
     lesions = {
-        finding.name: draw_lesion(
-            Site(canvas, layers, finding, _stream(seed, _LESIONS, FINDINGS.index(finding.name)))
-        )
+        finding.name: draw_lesion(Site(canvas, layers, finding, _stream(seed, _LESIONS, FINDINGS.index(finding.name))))
         for finding in shown
     }
     film = expose(_opacity(layers, list(lesions.values())), canvas, _stream(seed, _EXPOSURE))
@@ -89,7 +85,7 @@ def make_phantom(
 def _opacity(layers: Layers, lesions: Sequence[Lesion]) -> FloatArray:
     """What the rays meet: lesions take the place of air, so an effusion hides the nodule in it."""
     passing = (1 - 0.93 * layers.heart) * (1 - 0.95 * layers.centre)
-    vessels, extra = layers.vessels, layers.bone
+    vessels, extra = layers.vessels, np.zeros_like(layers.soft)
     for lesion in lesions:
         if lesion.airless is not None:
             vessels = vessels * (1 - lesion.airless)
@@ -97,7 +93,9 @@ def _opacity(layers: Layers, lesions: Sequence[Lesion]) -> FloatArray:
             passing = passing * (1 - lesion.opacity)
         if lesion.extra is not None:
             extra = extra + lesion.extra
-    return np.asarray(layers.soft - layers.air * passing * (1 - 0.55 * vessels) + extra, dtype=np.float32)
+    flesh = layers.soft - layers.air * passing * (1 - 0.55 * vessels)
+    bone = layers.bone * np.clip(1.7 - flesh, 0.35, 1.0)  # bone shows less where little radiation is left
+    return np.asarray(flesh + bone + extra, dtype=np.float32)
 
 
 def _masks(layers: Layers, lesions: dict[str, Lesion]) -> dict[str, Mask]:

@@ -1,6 +1,6 @@
 """The healthy layers of a phantom, as opacity: soft tissue and air, bones, vessels; no finding is known here.
 
-A film's opacity is  soft - air * (what lets air through) + bone  (see `film.py`), all in arbitrary units of about 0..1.5.
+A film's opacity is  soft - air * (what is not in its way) + bone,  in arbitrary units of about 0..1.5 (`phantom.py`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def draw_layers(canvas: Canvas, heart_ratio: float, rng: np.random.Generator) ->
     anatomy = canvas.anatomy
     outlines = {side: anatomy.lung(side) for side in ("right", "left")}
     lungs = {side: canvas.fill(outline) for side, outline in outlines.items()}
-    heart = canvas.fill(anatomy.heart(heart_ratio))
-    centre = canvas.blur(canvas.fill(*_mediastinum(anatomy)), 0.006)
+    heart = canvas.blur(canvas.fill(anatomy.heart(heart_ratio)), 0.004)
+    centre = canvas.blur(canvas.fill(*_mediastinum(anatomy)), 0.009)
     y = canvas.grid[1] / np.float32(anatomy.height)
-    depth = np.clip(0.50 + 0.16 * np.clip(y, 0, 1) - 0.05 * y * y, 0, 1)
-    haze = 1 + 0.06 * canvas.cloud(rng, 6)
+    depth = np.clip(0.42 + 0.16 * np.clip(y, 0, 1) - 0.08 * y * y, 0, 1)
+    haze = 1 + 0.06 * canvas.cloud(rng, 6) + 0.035 * canvas.cloud(rng, 34) + 0.03 * canvas.cloud(rng, 70)
     air = canvas.blur(lungs["left"] + lungs["right"], 0.004) * depth * haze
     return Layers(
         soft=_soft_tissue(canvas, centre, rng),
-        air=air.astype(np.float32),
-        bone=_bones(canvas, outlines),
+        air=np.asarray(air, dtype=np.float32),
+        bone=_bones(canvas, outlines) + _wires(canvas, rng),
         vessels=_vessels(canvas, outlines, rng),
         centre=centre,
         lungs=lungs,
@@ -50,8 +50,9 @@ def draw_layers(canvas: Canvas, heart_ratio: float, rng: np.random.Generator) ->
 
 
 def _mediastinum(anatomy: Anatomy) -> list[Points]:
-    trunk = [(-0.13, -0.3), (-0.16, 0.1), (-0.19, 0.3), (-0.17, 0.5), (-0.12, 1.1), (0.12, 1.1), (0.17, 0.5),
-             (0.21, 0.40), (0.19, 0.35), (0.26, 0.29), (0.25, 0.24), (0.17, 0.2), (0.14, 0.1), (0.13, -0.3)]  # fmt: skip
+    trunk = [(-0.13, -0.3), (-0.16, 0.1), (-0.19, 0.3), (-0.17, 0.5), (-0.12, 1.1), (0.12, 1.1),
+             (0.17, 0.5), (0.21, 0.40), (0.19, 0.35), (0.26, 0.29), (0.25, 0.24), (0.17, 0.2),
+             (0.14, 0.1), (0.13, -0.3)]  # fmt: skip
     return [smooth(anatomy.points(trunk), closed=True)]
 
 
@@ -75,25 +76,28 @@ def _soft_tissue(canvas: Canvas, centre: FloatArray, rng: np.random.Generator) -
     body = canvas.fill(*_body(anatomy))
     rounded = canvas.blur(body, 0.05)
     c, d = y / np.float32(anatomy.height), np.abs(x) / np.float32(anatomy.half_width)
-    trunk = np.exp(-((d / 1.05) ** 4))  # the trunk is thicker than shoulders and arms
+    square = (d / np.float32(1.05)) ** 2
+    trunk = np.exp(-square * square)  # the trunk is thicker than shoulders and arms
     belly = trunk / (1 + np.exp(-(c - 0.95) * 14))
     soft = body * (0.28 + 0.30 * rounded + 0.34 * trunk * np.clip(0.55 + c, 0, 1) + 0.20 * belly)
-    soft += 0.12 * centre * body + 0.03 * canvas.cloud(rng, 9) * body
+    soft += 0.08 * centre * body + 0.03 * canvas.cloud(rng, 9) * body
     if anatomy.breast > 0:
-        fold = [np.array(anatomy.points((sign * 0.62, 0.80))) for sign in (-1, 1)]
+        fold = [anatomy.points((sign * 0.62, 0.80)) for sign in (-1, 1)]
         for place in fold:
             r = canvas.disc(place, 0.46 * anatomy.half_width)
             soft += anatomy.breast * np.clip(1.12 - r, 0, 0.4) * np.clip((c - 0.45) * 3, 0, 1) * 1.6
     x_bubble, radius, lucency = anatomy.stomach
     if lucency > 0:
-        bubble = canvas.disc(anatomy.points((x_bubble, 1.12 + anatomy.dome_drop)), radius)
-        soft -= lucency * 0.6 * np.clip(1.6 - bubble, 0, 1) * (c > 1.0 + anatomy.dome_drop)
+        middle = anatomy.points((x_bubble, 1.14 + anatomy.dome_drop))
+        bubble = ((x - middle[0]) / (1.7 * radius)) ** 2 + ((y - middle[1]) / radius) ** 2
+        under_dome = np.clip((c - 1.02 - anatomy.dome_drop) * 30, 0, 1)
+        soft -= lucency * 0.45 * np.clip(1.5 - bubble - 0.3 * canvas.cloud(rng, 20), 0, 1) * under_dome
     trachea = [(0.0, -0.5), (0.0, 0.1), (0.03, 0.37)]
     left, right = [(0.03, 0.36), (0.20, 0.44)], [(0.03, 0.36), (-0.14, 0.45)]
-    tubes = [(smooth(anatomy.points(trachea)), 0.045, 1.0)]
+    tubes = [(smooth(anatomy.points(trachea)), 0.050, 1.0)]
     tubes += [(anatomy.points(one), 0.028, 0.6) for one in (left, right)]
-    soft -= 0.15 * canvas.blur(canvas.stroke(tubes), 0.006)
-    return soft.astype(np.float32)
+    soft -= 0.21 * canvas.blur(canvas.stroke(tubes), 0.007)
+    return np.asarray(soft, dtype=np.float32)
 
 
 def _bones(canvas: Canvas, outlines: dict[str, Points]) -> FloatArray:
@@ -125,9 +129,10 @@ def _bones(canvas: Canvas, outlines: dict[str, Points]) -> FloatArray:
         blades.append(smooth(anatomy.points(blade), closed=True))
         blades.append(smooth(anatomy.points([(s * 1.2, -0.04), (s * 1.38, -0.02), (s * 1.36, 0.14), (s * 1.2, 0.13)]),
                              closed=True))  # fmt: skip
-    ribs = 0.090 * canvas.stroke(behind) + 0.045 * canvas.stroke(front)
-    bone = canvas.blur(ribs + 0.13 * canvas.stroke(clavicles) + 0.06 * canvas.fill(*blades), 0.0022)
-    return bone + _spine(canvas)
+    ribs = 0.100 * canvas.stroke(behind) + 0.06 * canvas.stroke(front)
+    ribs *= 1 / (1 + np.exp((canvas.grid[1] / np.float32(anatomy.height) - 0.98) * 16)) * 0.85 + 0.15
+    bone = canvas.blur(ribs + 0.11 * canvas.stroke(clavicles) + 0.05 * canvas.fill(*blades), 0.0028)
+    return np.asarray(bone + _spine(canvas), dtype=np.float32)
 
 
 def _edge(outline: Points, c: float, anatomy: Anatomy) -> float:
@@ -140,9 +145,26 @@ def _edge(outline: Points, c: float, anatomy: Anatomy) -> float:
 def _spine(canvas: Canvas) -> FloatArray:
     x, y = canvas.grid
     d, c = x / np.float32(canvas.anatomy.half_width), y / np.float32(canvas.anatomy.height)
-    column = np.exp(-((d / 0.13) ** 6))
+    share = (d / np.float32(0.15)) ** 2
+    column = np.exp(-share * share)
     discs = 0.75 + 0.25 * np.cos(c * np.float32(2 * np.pi / 0.125))
     return np.asarray(0.09 * column * discs, dtype=np.float32)
+
+
+def _wires(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
+    """Electrodes and their wires, on some bedside films: things that are no finding."""
+    leads = []
+    for _ in range(3):
+        place = np.array([rng.uniform(-0.9, 0.9), rng.uniform(0.1, 1.3)])
+        bends = rng.normal(0, 0.12, (2, 2)) + np.array([(0.3, 0.3), (0.6, 0.7)])
+        leads.append((canvas.anatomy.points(place), smooth(canvas.anatomy.points([place, *(place + bends)]))))
+    if not (canvas.anatomy.portable and rng.random() < 0.45):
+        return np.zeros((canvas.size, canvas.size), dtype=np.float32)
+    picture = 0.10 * canvas.stroke([(wire, 0.004, 1.0) for _, wire in leads])
+    for place, _ in leads:
+        ring = canvas.disc(place, 0.013)
+        picture += 0.16 * np.clip(3 - 3 * ring, 0, 1) * (0.5 + 0.5 * (ring < 0.45))
+    return np.asarray(picture, dtype=np.float32)
 
 
 def _vessels(canvas: Canvas, outlines: dict[str, Points], rng: np.random.Generator) -> FloatArray:
@@ -151,12 +173,12 @@ def _vessels(canvas: Canvas, outlines: dict[str, Points], rng: np.random.Generat
     lines: list[tuple[Points, float, float]] = []
     for side in ("right", "left"):
         s, hilum = sign_of(side), anatomy.hilum(side)
-        for angle in np.linspace(-1.45, 1.35, 11) + rng.normal(0, 0.09, 11):
+        for angle in np.linspace(-1.4, 1.35, 10) + rng.normal(0, 0.14, 10):
             reach = anatomy.height * (0.44 + 0.12 * abs(np.sin(angle)))
             lines += _branch(hilum, s, float(angle), reach, 0.011, rng)
     tree = canvas.blur(canvas.stroke(sorted(lines, key=lambda line: line[2])), 0.0018)
     knots = [np.array(anatomy.hilum(side)) for side in ("right", "left")]
-    shadow = sum(0.40 * np.exp(-(canvas.disc(knot, 0.050) ** 2)) for knot in knots)
+    shadow = sum(0.35 * np.exp(-(canvas.disc(knot, 0.050) ** 2)) for knot in knots)
     return np.asarray(np.clip(0.62 * tree + shadow, 0, 0.9), dtype=np.float32)
 
 
@@ -165,7 +187,8 @@ def _branch(
 ) -> list[tuple[Points, float, float]]:
     """A vessel in four bends with a side branch at each, as strokes."""
     lines = []
-    bends, turns = rng.normal(0, 0.16, 4), rng.choice((-1.0, 1.0), 4) * rng.uniform(0.4, 0.8, 4)
+    bends, turns = rng.normal(0, 0.24, 4), rng.choice((-1.0, 1.0), 4) * rng.uniform(0.3, 0.9, 4)
+    reach *= rng.uniform(0.65, 1.1)
     place, heading = start, angle
     for step in range(4):
         heading += float(bends[step])

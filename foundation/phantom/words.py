@@ -111,14 +111,12 @@ def write_report(seed: int, findings: Sequence[PhantomFinding]) -> str:
 
 
 def phrase(finding: PhantomFinding, *, article: bool = False, noun: str = "", grade: str = "") -> str:
-    """A finding as a noun phrase, e.g. "small right pleural effusion" or "moderate consolidation in the left lower zone"."""
+    """A finding as a noun phrase, e.g. "small right pleural effusion", "mild atelectasis in the left lower zone"."""
     name = finding.name
     noun = noun or _NOUNS[name][0]
     grade = grade or (_GRADES[name][_grade(finding)][0] if finding.severity else "")
-    plural = finding.side == "bilateral" and name == "effusion"
-    before = "bilateral" if finding.side == "bilateral" and not finding.zone else ""
-    before = before if finding.zone or finding.side == "bilateral" else finding.side
-    words = [grade, before if name != "line" or finding.side else "", noun + ("s" if plural else "")]
+    plural = _is_plural(finding)
+    words = [grade, "" if finding.zone else finding.side, noun + ("s" if plural else "")]
     text = " ".join(word for word in words if word)
     if finding.zone:
         text += f" {location(finding)}"
@@ -150,7 +148,7 @@ def write_questions(seed: int, findings: Sequence[PhantomFinding]) -> list[Quest
         asked += _ask_details(finding, choose)
     for name in choose.some(absent, max(1, len(findings))):
         asked.append(Question(_ask(name, choose), _say_no(name, choose), "closed"))
-    asked += _ask_normal(findings, choose)
+    asked.append(_ask_normal(findings, choose))
     asked.append(Question(choose.one(_OPEN), describe_film(findings), "open"))
     return asked
 
@@ -161,7 +159,12 @@ def describe_film(findings: Sequence[PhantomFinding]) -> str:
     return f"The film shows {_join([phrase(finding, article=True) for finding in findings])}."
 
 
-_OPEN = ("Describe the film.", "What do you see?", "What does this radiograph show?", "Write the findings of this film.")
+_OPEN = (
+    "Describe the film.",
+    "What do you see?",
+    "What does this radiograph show?",
+    "Write the findings of this film.",
+)
 
 
 def _describe(finding: PhantomFinding, choose: _Chooser) -> str:
@@ -172,8 +175,12 @@ def _describe(finding: PhantomFinding, choose: _Chooser) -> str:
     grade = choose.one(_GRADES[name][_grade(finding)])
     plain = phrase(finding, noun=noun, grade=grade)
     full = phrase(finding, article=True, noun=noun, grade=grade)
-    plural = finding.side == "bilateral" and name == "effusion"
-    options = [f"There {'are' if plural else 'is'} {full}.", sentence(plain), f"{sentence(full)[:-1]} {_seen(plural, choose)}."]
+    plural = _is_plural(finding)
+    options = [
+        f"There {'are' if plural else 'is'} {full}.",
+        sentence(plain),
+        f"{sentence(full)[:-1]} {_seen(plural, choose)}.",
+    ]
     if name == "effusion" and not plural:
         options.append(f"{sentence(grade)[:-1]} {finding.side} pleural fluid with blunting of the costophrenic angle.")
     if name == "pneumothorax":
@@ -221,7 +228,9 @@ def _deny(absent: Sequence[str], choose: _Chooser) -> list[str]:
         denied.append(f"No {_join(names, 'or')}.")
     if others and choose.chance(0.4):
         name = choose.one(_NOUNS[choose.one(others)])
-        denied.append(choose.one((f"No {name}.", f"No {name} is seen.", f"There is no evidence of {_with_article(name)}.")))
+        denied.append(
+            choose.one((f"No {name}.", f"No {name} is seen.", f"There is no evidence of {_with_article(name)}."))
+        )
     return denied
 
 
@@ -260,20 +269,19 @@ def _ask_details(finding: PhantomFinding, choose: _Chooser) -> list[Question]:
     return asked
 
 
-def _ask_normal(findings: Sequence[PhantomFinding], choose: _Chooser) -> list[Question]:
-    """"Is this normal?", and on a normal film also its reverse, so that "no" is not the only answer there."""
+def _ask_normal(findings: Sequence[PhantomFinding], choose: _Chooser) -> Question:
+    """A question about the whole film; "yes" is as often right as "no" on films with findings."""
     normal = choose.one(("Is this film normal?", "Is this a normal chest radiograph?"))
-    if findings:
-        first = phrase(findings[0], article=True)
-        abnormal = choose.one(("Is there any abnormality?", "Is anything abnormal?"))
-        return [choose_question(choose, normal, f"No, there is {first}.", abnormal, f"Yes, there is {first}.")]
-    return [Question(normal, "Yes, no abnormality is seen.", "closed")]
-
-
-def choose_question(choose: _Chooser, no: str, no_answer: str, yes: str, yes_answer: str) -> Question:
+    if not findings:
+        return Question(normal, "Yes, no abnormality is seen.", "closed")
+    there_is = f"there {'are' if _is_plural(findings[0]) else 'is'} {phrase(findings[0], article=True)}."
     if choose.chance(0.5):
-        return Question(no, no_answer, "closed")
-    return Question(yes, yes_answer, "closed")
+        return Question(normal, f"No, {there_is}", "closed")
+    return Question(choose.one(("Is there any abnormality?", "Is anything abnormal?")), f"Yes, {there_is}", "closed")
+
+
+def _is_plural(finding: PhantomFinding) -> bool:
+    return finding.side == "bilateral" and finding.name == "effusion"
 
 
 def _grade(finding: PhantomFinding) -> int:
