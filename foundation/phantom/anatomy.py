@@ -46,6 +46,7 @@ class Anatomy:
     clavicle_height: float
     breast: float  # opacity of breast shadows, 0 for none
     stomach: tuple[float, float, float]  # x in d, radius in film widths, lucency
+    aeration: float  # opacity that the air of a full lung takes away
     portable: bool
 
     def points(self, thorax: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -101,7 +102,8 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         rib_slope=rng.uniform(0.8, 1.25),
         clavicle_height=rng.uniform(-0.04, 0.09),
         breast=rng.uniform(0.10, 0.30) if female else 0.0 * rng.uniform(0.10, 0.30),
-        stomach=(rng.uniform(0.35, 0.6), rng.uniform(0.025, 0.06), rng.uniform(-0.1, 0.5)),
+        stomach=(rng.uniform(0.35, 0.6), rng.uniform(0.025, 0.06), rng.uniform(-0.3, 0.4)),
+        aeration=rng.uniform(0.30, 0.44) + 0.03 * (not portable),
         portable=portable,
     )
 

@@ -17,7 +17,7 @@ _NO_COLLIMATION = 0.55
 def expose(opacity: FloatArray, canvas: Canvas, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Develop opacity (about 0..1.4) into an 8-bit film, in one of many styles."""
     dark, bright = rng.uniform(0.08, 0.32), rng.uniform(1.02, 1.30)
-    gamma, curve, sharpen = rng.uniform(0.75, 1.5), rng.uniform(0, 0.9), rng.uniform(0, 1.1)
+    gamma, curve, sharpen = rng.uniform(0.6, 1.25), rng.uniform(0, 0.7), rng.uniform(0, 0.9)
     black, white = rng.uniform(0, 22), rng.uniform(215, 255)
     grain, tilt = rng.uniform(0.003, 0.02), rng.normal(0, 0.05, 2)
     light = np.clip((opacity - dark) / (bright - dark), 0, 1)

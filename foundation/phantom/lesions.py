@@ -163,7 +163,7 @@ def _consolidation(site: Site) -> Lesion:
             away = np.array([sign_of(side) * np.cos(turn), np.sin(turn)]) * reach * 0.8
             bronchi.append((np.stack([centre - 0.4 * away, centre + away]), 0.005, 1.0))
     air = canvas.blur(canvas.stroke(bronchi), 0.0015)
-    return Lesion(mask=opacity >= 0.45, opacity=opacity * (1 - 0.35 * air) * np.float32(site.rng.uniform(0.62, 0.8)))
+    return Lesion(mask=opacity >= 0.45, opacity=opacity * (1 - 0.22 * air) * np.float32(site.rng.uniform(0.62, 0.8)))
 
 
 def _edema(site: Site) -> Lesion:

@@ -32,9 +32,9 @@ def draw_layers(canvas: Canvas, heart_ratio: float, rng: np.random.Generator) ->
     outlines = {side: anatomy.lung(side) for side in ("right", "left")}
     lungs = {side: canvas.fill(outline) for side, outline in outlines.items()}
     heart = canvas.blur(canvas.fill(anatomy.heart(heart_ratio)), 0.004)
-    centre = canvas.blur(canvas.fill(*_mediastinum(anatomy)), 0.009)
+    centre = canvas.blur(canvas.fill(*_mediastinum(anatomy)), 0.011)
     y = canvas.grid[1] / np.float32(anatomy.height)
-    depth = np.clip(0.42 + 0.16 * np.clip(y, 0, 1) - 0.08 * y * y, 0, 1)
+    depth = np.float32(anatomy.aeration) * (0.72 + 0.42 * np.clip(y * 2.4, 0, 1) + 0.12 * np.clip(y - 0.4, 0, 0.6))
     haze = 1 + 0.06 * canvas.cloud(rng, 6) + 0.035 * canvas.cloud(rng, 34) + 0.03 * canvas.cloud(rng, 70)
     air = canvas.blur(lungs["left"] + lungs["right"], 0.004) * depth * haze
     return Layers(
@@ -76,7 +76,7 @@ def _soft_tissue(canvas: Canvas, centre: FloatArray, rng: np.random.Generator) -
     body = canvas.fill(*_body(anatomy))
     rounded = canvas.blur(body, 0.05)
     c, d = y / np.float32(anatomy.height), np.abs(x) / np.float32(anatomy.half_width)
-    square = (d / np.float32(1.05)) ** 2
+    square = (d / np.float32(1.22)) ** 2
     trunk = np.exp(-square * square)  # the trunk is thicker than shoulders and arms
     belly = trunk / (1 + np.exp(-(c - 0.95) * 14))
     soft = body * (0.28 + 0.30 * rounded + 0.34 * trunk * np.clip(0.55 + c, 0, 1) + 0.20 * belly)
@@ -96,7 +96,7 @@ def _soft_tissue(canvas: Canvas, centre: FloatArray, rng: np.random.Generator) -
     left, right = [(0.03, 0.36), (0.20, 0.44)], [(0.03, 0.36), (-0.14, 0.45)]
     tubes = [(smooth(anatomy.points(trachea)), 0.050, 1.0)]
     tubes += [(anatomy.points(one), 0.028, 0.6) for one in (left, right)]
-    soft -= 0.21 * canvas.blur(canvas.stroke(tubes), 0.007)
+    soft -= 0.16 * canvas.blur(canvas.stroke(tubes), 0.007)
     return np.asarray(soft, dtype=np.float32)
 
 
@@ -112,12 +112,12 @@ def _bones(canvas: Canvas, outlines: dict[str, Points]) -> FloatArray:
             slope = anatomy.rib_slope
             back = smooth(anatomy.points([(s * 0.10, c), (s * 0.35, c - 0.035 + 0.01 * index * slope),
                                           (s * 0.72 * edge, c + 0.03 + 0.045 * slope),
-                                          (s * edge * 1.02, c + 0.16 * slope)]))  # fmt: skip
-            behind += [(back, 0.024, 1.0), (back, 0.015, 0.72)]
+                                          (s * edge * 1.04, c + 0.17 * slope)]))  # fmt: skip
+            behind += [(back, 0.026, 1.0), (back, 0.019, 0.62)]
             if 0 < index < 8:
-                fore = smooth(anatomy.points([(s * edge * 1.02, c + 0.16 * slope), (s * edge * 0.84, c + 0.27 * slope),
+                fore = smooth(anatomy.points([(s * edge * 1.04, c + 0.17 * slope), (s * edge * 0.84, c + 0.27 * slope),
                                               (s * edge * 0.58, c + 0.36 * slope)]))  # fmt: skip
-                front += [(fore, 0.026, 1.0), (fore, 0.018, 0.8)]
+                front += [(fore, 0.027, 1.0), (fore, 0.021, 0.7)]
         h = anatomy.clavicle_height
         collar = [(s * 0.12, 0.14 + h), (s * 0.40, 0.08 + h), (s * 0.75, 0.03 + h), (s * 1.12, -0.05 + h)]
         bar = smooth(anatomy.points(collar))
@@ -131,7 +131,7 @@ def _bones(canvas: Canvas, outlines: dict[str, Points]) -> FloatArray:
                              closed=True))  # fmt: skip
     ribs = 0.100 * canvas.stroke(behind) + 0.06 * canvas.stroke(front)
     ribs *= 1 / (1 + np.exp((canvas.grid[1] / np.float32(anatomy.height) - 0.98) * 16)) * 0.85 + 0.15
-    bone = canvas.blur(ribs + 0.11 * canvas.stroke(clavicles) + 0.05 * canvas.fill(*blades), 0.0028)
+    bone = canvas.blur(ribs + 0.11 * canvas.stroke(clavicles) + 0.05 * canvas.fill(*blades), 0.0020)
     return np.asarray(bone + _spine(canvas), dtype=np.float32)
 
 
@@ -148,7 +148,7 @@ def _spine(canvas: Canvas) -> FloatArray:
     share = (d / np.float32(0.15)) ** 2
     column = np.exp(-share * share)
     discs = 0.75 + 0.25 * np.cos(c * np.float32(2 * np.pi / 0.125))
-    return np.asarray(0.09 * column * discs, dtype=np.float32)
+    return np.asarray(0.06 * column * discs, dtype=np.float32)
 
 
 def _wires(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
@@ -179,7 +179,7 @@ def _vessels(canvas: Canvas, outlines: dict[str, Points], rng: np.random.Generat
     tree = canvas.blur(canvas.stroke(sorted(lines, key=lambda line: line[2])), 0.0018)
     knots = [np.array(anatomy.hilum(side)) for side in ("right", "left")]
     shadow = sum(0.35 * np.exp(-(canvas.disc(knot, 0.050) ** 2)) for knot in knots)
-    return np.asarray(np.clip(0.62 * tree + shadow, 0, 0.9), dtype=np.float32)
+    return np.asarray(np.clip(0.55 * tree + shadow, 0, 0.9), dtype=np.float32)
 
 
 def _branch(
