@@ -25,12 +25,13 @@ HEART_RATIOS = {"small": (0.555, 0.595), "moderate": (0.605, 0.66), "large": (0.
 
 @dataclass(frozen=True)
 class Lesion:
-    """Pictures (H, W); `airless` marks where vessels are gone because the lung is not there."""
+    """Pictures (H, W); `airless` marks where lung and vessels are gone, and what is `diffuse` in the lung."""
 
     mask: Mask
     opacity: FloatArray | None = None
     extra: FloatArray | None = None
     airless: FloatArray | None = None
+    diffuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def _edema(site: Site) -> Lesion:
     lines = 0.14 * canvas.blur(canvas.stroke(kerley), 0.001) * np.maximum(*site.layers.lungs.values())
     haze = np.clip(opacity, 0, 1)
     strength = (0.52, 0.64, 0.78)[site.grade]
-    return Lesion(mask=haze >= 0.4, opacity=np.asarray(np.clip(haze * strength + lines, 0, 0.95), dtype=np.float32))
+    density = np.asarray(np.clip(haze * strength + lines, 0, 0.95), dtype=np.float32)
+    return Lesion(mask=haze >= 0.4, opacity=density, diffuse=True)
 
 
 def _atelectasis(site: Site) -> Lesion:
