@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
-from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import datasets, objectives
 from training.augment import AugmentStrength, augment, to_lower_resolution
+from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
 from training.recipe import read_recipe
-from training.sentences import target_prompts
 
 OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """timm's tower by its registered name, so that any open_clip opens the result; text_folder holds the distilled text tower."""
-
-    timm_name: str
-    image_size: int
-    embed_dim: int
-    text_folder: str
-    mean: float = 0.5
-    std: float = 0.25
-    drop_path: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,109 +69,6 @@ class PretrainRecipe:
     weight_decay: float = 0.05
     save_every_s: float = 240.0
     augment: AugmentStrength = field(default_factory=AugmentStrength)
-
-
-class Learner(nn.Module):
-    """Image tower, text tower and the heads that only training needs. State keys of the towers are open_clip's own."""
-
-    def __init__(self, recipe: PretrainRecipe, size: int, target_names: tuple[str, ...], priors: Tensor) -> None:
-        super().__init__()
-        self.visual = build_visual(recipe.model, size)
-        width = self.visual.trunk.num_features
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.logit_bias = nn.Parameter(torch.tensor(-4.0))
-        stride = self.visual.trunk.feature_info[-1]["reduction"]
-        self.masked = objectives.MaskedFilm(width, stride)
-        self.findings = objectives.FindingSupervision(width, priors)
-        self.target_names = target_names
-        self.text_projection: nn.Parameter | None = None
-        self.captions: objectives.Captioning | None = None
-
-    def add_text(self, text: TextSide) -> None:
-        """Only the text tower's projection is trained: its language stays as it was distilled (LiT, Zhai 2022)."""
-        self.text_projection = nn.Parameter(text.projection.clone())
-        self.captions = objectives.Captioning(self.visual.trunk.num_features, text.vocabulary, text.pad_id)
-
-    def feature_map(self, films: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, D, h, w), after the tower's last norm."""
-        features: Tensor = self.visual.trunk.forward_features(films)
-        return features
-
-    def project(self, features: Tensor) -> Tensor:
-        """(..., D) -> (..., E) unit length, by the tower's own projection."""
-        return F.normalize(self.visual.head(features).float(), dim=-1)
-
-    def project_text(self, pooled: Tensor) -> Tensor:
-        """(B, width) pooled text features -> (B, E) unit length."""
-        assert self.text_projection is not None
-        return F.normalize(pooled @ self.text_projection, dim=-1)
-
-
-def build_visual(recipe: ModelRecipe, size: int) -> Any:
-    """open_clip's TimmModel with its trunk made for `size` pixels (position embeddings are the only size-bound tensors)."""
-    import timm
-    from open_clip.timm_model import TimmModel
-
-    visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
-    visual.trunk = timm.create_model(recipe.timm_name, img_size=size, drop_path_rate=recipe.drop_path)
-    visual.trunk.reset_classifier(0, global_pool="avg")
-    return visual.to(memory_format=torch.channels_last)
-
-
-def fit_positions(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with position embeddings (1, D, h, w) resized to the wanted grid where it differs."""
-    fitted = dict(state)
-    for name, tensor in state.items():
-        if "pos_embed" in name and name in wanted and tensor.shape != wanted[name].shape:
-            grid = wanted[name].shape[-2:]
-            fitted[name] = F.interpolate(tensor.float(), grid, mode="bicubic", antialias=True)
-    return fitted
-
-
-class TextSide:
-    """The frozen text tower as a table: token ids and pooled features (before the projection) of every sentence used."""
-
-    def __init__(self, folder: Path, sentences: Iterable[str]) -> None:
-        from training.language import encode_trimmed, load_text_tower
-
-        tower, tokenizer = load_text_tower(folder)
-        self.projection = tower.text_projection.detach().clone()
-        self.vocabulary, self.pad_id = int(tower.token_embedding.num_embeddings), int(tower.pad_id)
-        ordered = sorted(set(sentences), key=lambda sentence: (len(sentence), sentence))
-        self._place = {sentence: index for index, sentence in enumerate(ordered)}
-        self._ids = tokenizer(ordered)
-        tower.text_projection = nn.Parameter(torch.eye(len(self.projection)))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            pooled = [encode_trimmed(tower, part).float() for part in self._ids.split(256)]
-        self._pooled = torch.cat(pooled)
-
-    def pooled(self, sentences: Sequence[str]) -> Tensor:
-        """(B, width)"""
-        return self._pooled[[self._place[sentence] for sentence in sentences]]
-
-    def ids(self, sentences: Sequence[str]) -> Tensor:
-        """(B, T) padded token ids"""
-        ids: Tensor = self._ids[[self._place[sentence] for sentence in sentences]]
-        return ids
-
-
-class Prompts:
-    """Positive and negative sentences for each target that has words; one of each is drawn per step."""
-
-    def __init__(self, target_names: tuple[str, ...]) -> None:
-        pairs = {name: pair for name in target_names if (pair := target_prompts(name)) is not None}
-        self.columns = [target_names.index(name) for name in pairs]
-        self._pairs = list(pairs.values())
-        self.sentences = {sentence for pair in pairs.values() for side in pair for sentence in side}
-        self._patches = [pairs[f"phantom {name}"][0] for name in PHANTOM_FINDINGS]
-
-    def draw(self, random: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
-        """A positive and a negative sentence for each of `columns`, and one for each phantom finding's patches."""
-        return (
-            [str(random.choice(positive)) for positive, _ in self._pairs],
-            [str(random.choice(negative)) for _, negative in self._pairs],
-            [str(random.choice(words)) for words in self._patches],
-        )
 
 
 class Pretraining:
@@ -337,7 +220,7 @@ class Pretraining:
         torch.manual_seed(self.recipe.seed)
         stage = self.recipe.stage[index]
         priors = torch.from_numpy(np.nan_to_num(np.nanmean(table.targets, axis=0), nan=0.5))
-        learner = Learner(self.recipe, stage.size, table.target_names, priors)
+        learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
         if _needs_text(stage):
             reports = (text for texts in table.texts for text in texts)
             self._prompts = Prompts(table.target_names)
