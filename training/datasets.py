@@ -26,6 +26,7 @@ from foundation.phantom import make_phantom
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
 from training.manifest import Row
+from training.sentences import label_sentences
 
 NIH_FINDINGS = (
     "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
@@ -35,7 +36,7 @@ PHANTOM_STREAM = "phantom"
 
 @dataclass(frozen=True, eq=False)
 class FilmTable:
-    """N films: pixels (N, S, S) uint8, targets (N, K) float32 with NaN for unknown, one text and one stream name each.
+    """N films: pixels (N, S, S) uint8, targets (N, K) float32 with NaN for unknown, one stream name and a few texts each.
 
     native_pixels holds the shorter side a film was kept at, so that training can hide what resolution gives away.
     masks (N, F, G, G) float16: for phantoms the fraction of each cell of a G x G grid a finding covers; None for real films.
@@ -44,7 +45,7 @@ class FilmTable:
     pixels: npt.NDArray[np.uint8]
     target_names: tuple[str, ...]
     targets: npt.NDArray[np.float32]
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
     streams: tuple[str, ...]
     weights: npt.NDArray[np.float64]
     native_pixels: npt.NDArray[np.int32]
@@ -80,21 +81,22 @@ def row_targets(row: Row) -> dict[str, float]:
     """What one manifest row says, as target values in 0..1; names that are absent are unknown."""
     known: dict[str, float] = {}
     labels = set(row.labels)
-    source = str(row.extra.get("source", ""))
+    source = str(row.get("source", ""))
     if source == "nih_cxr14":
         known |= {name: float(name in labels) for name in NIH_FINDINGS}
         known["normal"] = float("normal" in labels)
-        known["ap view"] = float(row.extra.get("view") == "AP")
+        known["ap view"] = float(row.get("view") == "AP")
     elif source == "shenzhen":
         known["tuberculosis"] = float("normal" not in labels)
     elif source == "kermany":
         known["child pneumonia"] = float("normal" not in labels)
         if "normal" not in labels:
             known["bacterial"] = float(any("bacterial" in label for label in labels))
-    if row.extra.get("sex") in ("M", "F"):
-        known["female"] = float(row.extra["sex"] == "F")
-    if isinstance(row.extra.get("age"), (int, float)):
-        known["age"] = min(float(row.extra["age"]) / 100.0, 1.0)
+    if row.get("sex") in ("M", "F"):
+        known["female"] = float(row.get("sex") == "F")
+    age = row.get("age")
+    if isinstance(age, (int, float)):
+        known["age"] = min(float(age) / 100.0, 1.0)
     return known
 
 def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
@@ -109,10 +111,10 @@ def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
         pixels=cache_films([row.image for row in rows], size, cache),
         target_names=names,
         targets=targets,
-        texts=tuple(row.text or "chest film" for row in rows),
-        streams=tuple(str(row.extra.get("source", "films")) for row in rows),
+        texts=tuple((row.text,) if row.text else label_sentences(row.labels, index) for index, row in enumerate(rows)),
+        streams=tuple(str(row.get("source", "films")) for row in rows),
         weights=np.array([films_of[row.patient_id] ** -0.5 for row in rows]),
-        native_pixels=np.array([min(row.extra.get("size") or (size,)) for row in rows], np.int32),
+        native_pixels=np.array([min(row.get("size") or (size,)) for row in rows], np.int32),
     )
 
 def phantom_target_names() -> tuple[str, ...]:
@@ -134,7 +136,7 @@ def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int
             pixels=held["pixels"],
             target_names=phantom_target_names(),
             targets=held["targets"],
-            texts=tuple(held["texts"].tolist()),
+            texts=tuple((text,) for text in held["texts"].tolist()),
             streams=(PHANTOM_STREAM,) * count,
             weights=np.ones(count),
             native_pixels=np.full(count, size, np.int32),
