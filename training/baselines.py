@@ -46,7 +46,9 @@ class SplitRows:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256("".join(rows_digest(rows) for rows in (self.train, self.val, self.test)).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(rows_digest(rows) for rows in (self.train, self.val, self.test)).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +284,7 @@ class _Cache:
         about = {"note": note, "settings": self._settings}
         self._path.with_suffix(".json").write_text(json.dumps(about, default=str, indent=1) + "\n", encoding="utf-8")
         partial = self._path.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **{label: column for label, column in self.columns.items()})
+        np.savez_compressed(partial, **self.columns)  # type: ignore[arg-type]  # no label is called allow_pickle
         partial.replace(self._path)
 
     def scores(self, name: str, labels: tuple[str, ...]) -> BaselineScores:
