@@ -16,7 +16,7 @@ MadeFilms = Callable[..., Path]
 
 @pytest.fixture
 def made_films(tmp_path: Path) -> MadeFilms:
-    """Writes `count` films of 64 px a split; every other one has "effusion", a bright lower left, and every third "mass"."""
+    """Writes `count` films of 64 px a split; every other has "effusion" (bright lower left), every third "mass"."""
 
     def write(count: int = 24, source: str = "made", splits: tuple[str, ...] = ("train", "val", "test")) -> Path:
         random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Manifests: the three layouts read alike, every problem names its row and the remedy, filters refuse what is unknown."""
+"""Manifests: the three layouts read alike, problems name row and remedy, filters refuse what is unknown."""
 
 from __future__ import annotations
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_a_manifest_is_refused(write: Write, tmp_path: Path) -> N
         load_manifest(write(""))
     with pytest.raises(ManifestError, match="no manifest at"):
         load_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(ManifestError, match="neither .jsonl nor .csv"):
+    with pytest.raises(ManifestError, match=r"neither \.jsonl nor .csv"):
         load_manifest(write(row(1), name="m.parquet"))
-    with pytest.raises(ManifestError, match="holds no metadata.jsonl"):
+    with pytest.raises(ManifestError, match=r"holds no metadata\.jsonl"):
         load_manifest(tmp_path)
 
 
@@ -169,13 +169,13 @@ def test_splits_and_filters(write: Write) -> None:
     for where, ids in wanted.items():
         assert [one.id for one in load_manifest(path, where)] == ids, where
     assert [one.id for one in load_manifest(path, {"view": "PA"})] == ["f2"]
-    with pytest.raises(InvalidRequest, match="unknown field 'veiw' in the filter: known are id, image, .*view"):
+    with pytest.raises(InvalidRequest, match=r"unknown field 'veiw' in the filter: known are id, image, .*view"):
         load_manifest(path, "veiw=AP")
     with pytest.raises(InvalidRequest, match="no row has view='LL': the values are AP, PA, null"):
         load_manifest(path, "view=LL")
     with pytest.raises(InvalidRequest, match="not of the form field=value"):
         load_manifest(path, "AP")
-    with pytest.raises(ManifestError, match="no row of m.jsonl matches"):
+    with pytest.raises(ManifestError, match=r"no row of m\.jsonl matches"):
         load_manifest(path, "view=AP,labels=edema")
 
 
