@@ -103,14 +103,13 @@ class _Stack:
         self.slots = frozenset(pairs)
         self.is_active = False
         slots, rank = max(pairs) + 1, max(pair.A.shape[0] for pair, _ in pairs.values())
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        # NOTE: slots of adapters that leave this layer alone may lie above max(pairs); they are clamped to 0 by `index`.
-        self.A = torch.zeros(slots, linear.in_features, rank, **like)
-        self.B = torch.zeros(slots, rank, linear.out_features, **like)
+        # NOTE: slots of adapters that leave this layer alone may lie above max(pairs); `_add` reads slot 0 for them.
+        self.A = linear.weight.new_zeros(slots, linear.in_features, rank)
+        self.B = linear.weight.new_zeros(slots, rank, linear.out_features)
         for slot, (pair, scale) in pairs.items():
             own = pair.A.shape[0]
-            self.A[slot, :, :own] = pair.A.T.to(**like)
-            self.B[slot, :own, :] = (pair.B.T * scale).to(**like)
+            self.A[slot, :, :own] = pair.A.T
+            self.B[slot, :own, :] = pair.B.T * scale
         self.handle: RemovableHandle = linear.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
