@@ -127,7 +127,9 @@ def load_text_tower(folder: Path) -> tuple[Any, Any]:
     from open_clip.tokenizer import HFTokenizer
 
     if not (folder / "text.safetensors").is_file():
-        raise InvalidRequest(f"{folder} holds no text tower; run the recipe's language stage first.", param="text_folder")
+        raise InvalidRequest(
+            f"{folder} holds no text tower; run the recipe's language stage first.", param="text_folder"
+        )
     config = json.loads((folder / "text_cfg.json").read_text())
     tensors = load_file(folder / "text.safetensors")
     tower = _build_text_tower(tensors["text.text_projection"].shape[1], config)

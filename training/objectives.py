@@ -79,7 +79,9 @@ def pair_targets(targets: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
     return torch.where(same_kind | equal, soft, torch.zeros_like(soft)), weight
 
 
-def sigmoid_pair_loss(images: Tensor, texts: Tensor, soft: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def sigmoid_pair_loss(
+    images: Tensor, texts: Tensor, soft: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
     """SigLIP's loss (Zhai 2023) with soft targets. images, texts (B, E) unit length; positives and negatives balanced."""
     logits = (scale * images @ texts.T + bias).float()
     loss = F.binary_cross_entropy_with_logits(logits, soft, reduction="none") * weight
@@ -109,7 +111,9 @@ def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor
 class Captioning(nn.Module):
     """A small text decoder that must write the report from the patch tokens; thrown away after pretraining (CapPa, Tschannen 2023)."""
 
-    def __init__(self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40) -> None:
+    def __init__(
+        self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, model_width)
         self.position = nn.Parameter(torch.randn(length, model_width) * 0.02)

@@ -78,7 +78,9 @@ class Pretraining:
         self.recipe, self.out = recipe, out
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
-            raise InvalidRequest(f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives")
+            raise InvalidRequest(
+                f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives"
+            )
         manifest = load_manifest(Path(recipe.data.manifest))
         allowed = set(recipe.data.licence_classes)
         self.rows = {
@@ -234,7 +236,9 @@ class Pretraining:
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
-                raise InvalidRequest(f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew.")
+                raise InvalidRequest(
+                    f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew."
+                )
         return learner
 
     def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
@@ -298,7 +302,7 @@ class Pretraining:
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
                 group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
-                values.setdefault(group, []).append(float(auroc(truth, scores[known, column])))
+                values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
 
