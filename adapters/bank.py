@@ -70,9 +70,7 @@ class AdapterBank:
         """Within this block row b of every batch runs through the adapter in `slots[b]`."""
         unknown = sorted({slot for slot in slots if slot != 0 and slot not in self._residents})
         if unknown:
-            raise InvalidRequest(
-                f"No adapter is resident in slots {unknown}; in use are {list(self.slots)}.", param="slots"
-            )
+            raise InvalidRequest(f"No adapter is resident in slots {unknown}; in use are {list(self.slots)}.", param="slots")
         if self._rows is not None:
             raise InvalidRequest("The bank is already running a batch; one batch runs at a time.", param="slots")
         device = next(self.tower.parameters()).device
@@ -118,9 +116,7 @@ class _Stack:
             return None
         x = inputs[0]
         if x.shape[0] != rows.shape[0]:
-            raise InvalidRequest(
-                f"The batch has {x.shape[0]} rows, but slots were given for {rows.shape[0]}.", param="slots"
-            )
+            raise InvalidRequest(f"The batch has {x.shape[0]} rows, but slots were given for {rows.shape[0]}.", param="slots")
         index = torch.where(rows < self.A.shape[0], rows, 0)
         A, B = self.A[index].to(output.dtype), self.B[index].to(output.dtype)
         flat = x.reshape(x.shape[0], -1, x.shape[-1]).to(output.dtype)  # (B, N, D_in)

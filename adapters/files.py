@@ -136,9 +136,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise AdapterRefused(f"{CONFIG} is not valid JSON; save the adapter again.") from None
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
         raise AdapterRefused(f"{CONFIG} does not describe a LoRA adapter; other PEFT methods are not read.")
-    active = sorted(
-        key for key, value in config.items() if key not in _FREE and value and (key, value) != ("bias", "none")
-    )
+    active = sorted(key for key, value in config.items() if key not in _FREE and value and (key, value) != ("bias", "none"))
     if active:
         raise AdapterRefused(f"{CONFIG} uses options that are not read here: {', '.join(active)}.")
     if config.get("init_lora_weights", True) not in _KEEPS_BASE:

@@ -68,9 +68,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InvalidRequest(
-                f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.", param="precision"
-            )
+            raise InvalidRequest(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.", param="precision")
         for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}.", param=name)
@@ -135,7 +133,6 @@ class Loop:
     ) -> None:
         self.trainee, self.config, self.out = trainee, config, out
         out.mkdir(parents=True, exist_ok=True)
-        set_seed(config.seed)
         self.accelerator = Accelerator(cpu=config.cpu)
         optimizer = torch.optim.AdamW(
             [{"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate} for g in groups],
@@ -152,6 +149,8 @@ class Loop:
         """Train to the end, or for `max_steps` more optimiser steps; leaves the best weights in the model when done."""
         if resume and (self.out / LAST).is_file():
             self.load()
+        else:
+            set_seed(self.config.seed)
         stop_at = None if max_steps is None else self.at.step + max_steps
         with self._progress() as (bar, task):
             while self.at.epoch < self.config.epochs and not self._is_out_of_patience():
@@ -242,9 +241,7 @@ class Loop:
         with torch.inference_mode():
             numbers = dict(self.trainee.validate(self.bare))
         if self.config.monitor not in numbers:
-            raise InvalidRequest(
-                f"Validation gives {', '.join(numbers)}; monitor {self.config.monitor!r} is not there."
-            )
+            raise InvalidRequest(f"Validation gives {', '.join(numbers)}; monitor {self.config.monitor!r} is not there.")
         value, best = numbers[self.config.monitor], self.at.best_value
         if best is None or (value > best if self.config.is_higher_better else value < best):
             self.at.best_value, self.at.best_epoch = value, self.at.epoch

@@ -25,9 +25,7 @@ def make_weights(backbone: FakeBackbone, number: int) -> LoraWeights:
     for name in spec.targets:
         linear = backbone.image_tower.get_submodule(name)
         a, b = (linear.weight.new_empty(size) for size in ((rank, linear.in_features), (linear.out_features, rank)))
-        pairs[name] = LoraPair(
-            a.detach().normal_(0, 0.2, generator=generator), b.detach().normal_(0, 0.2, generator=generator)
-        )
+        pairs[name] = LoraPair(a.detach().normal_(0, 0.2, generator=generator), b.detach().normal_(0, 0.2, generator=generator))
     return LoraWeights(spec, pairs)
 
 

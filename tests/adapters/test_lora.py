@@ -85,9 +85,7 @@ def test_fresh_and_removed_are_the_base_exactly() -> None:
 
 def test_every_adapter_tensor_gets_a_gradient() -> None:
     backbone = FakeBackbone()
-    layers = load_weights(
-        backbone.image_tower, random_weights(backbone, LoraSpec(tuple(backbone.lora_targets()), rank=2))
-    )
+    layers = load_weights(backbone.image_tower, random_weights(backbone, LoraSpec(tuple(backbone.lora_targets()), rank=2)))
     backbone.encode_image(pixels()).tokens.square().mean().backward()
     for name, layer in layers.items():
         for factor in (layer.lora_A, layer.lora_B):
