@@ -29,7 +29,7 @@ COUNTS = {"train": 96, "val": 32, "test": 32}
 SMALL = FinetuneRecipe(
     name="spots",
     lora=LoraRecipe(rank=4, alpha=8.0, first_block=1),
-    training=TrainingRecipe(epochs=6, batch_size=16, lora_rate=2e-3, head_rate=1e-2, patience=6),
+    training=TrainingRecipe(epochs=15, batch_size=16, lora_rate=5e-3, head_rate=5e-2, patience=15),
 )
 
 
@@ -175,7 +175,7 @@ def test_multi_class(manifest: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     single = [line | {"image": str(manifest.parent / line["image"])} for line in lines if line["labels"] in (["left"], ["low"])]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, single)))
-    recipe = replace(SMALL, data=DataRecipe(multi_label=False), training=replace(SMALL.training, epochs=12))
+    recipe = replace(SMALL, data=DataRecipe(multi_label=False), training=replace(SMALL.training, epochs=30, patience=30))
     result = finetune("classification", tmp_path / "m.jsonl", tmp_path / "out", recipe, FakeBackbone(), is_quiet=True, cpu=True)
     assert result.card.calibration.method == "temperature"
     assert not result.card.is_multi_label
