@@ -46,9 +46,7 @@ class SplitRows:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(
-            "".join(rows_digest(rows) for rows in (self.train, self.val, self.test)).encode()
-        ).hexdigest()
+        return hashlib.sha256("".join(rows_digest(rows) for rows in (self.train, self.val, self.test)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

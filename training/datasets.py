@@ -138,9 +138,7 @@ def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int
         with ProcessPoolExecutor(2) as pool:
             made = list(pool.map(make, range(first_seed, first_seed + count), chunksize=32))
         pixels, targets, masks, texts = (list(column) for column in zip(*made, strict=True))
-        np.savez(
-            target, pixels=np.stack(pixels), targets=np.stack(targets), masks=np.stack(masks), texts=np.array(texts)
-        )
+        np.savez(target, pixels=np.stack(pixels), targets=np.stack(targets), masks=np.stack(masks), texts=np.array(texts))
     with np.load(target, allow_pickle=False) as held:
         return FilmTable(
             pixels=held["pixels"],

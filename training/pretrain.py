@@ -200,8 +200,8 @@ class Pretraining:
             soft, weight = objectives.pair_targets(targets, reports)
             parts["pairs"] = objectives.sigmoid_pair_loss(images, report_e, soft, weight, scale, learner.logit_bias)
         if "prompts" in stage.objectives:
-            wanted = targets[:, prompts.columns]
-            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, scale)
+            wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
+            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
             with torch.autocast("cpu", torch.bfloat16):
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))

@@ -36,9 +36,7 @@ def fill(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InvalidRequest(
-            f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}.", param=unknown[0]
-        )
+        raise InvalidRequest(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}.", param=unknown[0])
     try:
         return kind(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
     except TypeError as error:
@@ -49,9 +47,7 @@ def fill(kind: type[T], values: Mapping[str, Any], where: str) -> T:
             and field.default is dataclasses.MISSING
             and field.default_factory is dataclasses.MISSING
         )
-        raise InvalidRequest(
-            f"{where}: missing key {', '.join(missing) or 'of another type'}.", param="recipe"
-        ) from error
+        raise InvalidRequest(f"{where}: missing key {', '.join(missing) or 'of another type'}.", param="recipe") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -169,9 +169,7 @@ def _processor() -> str:
 
 
 def _about(about: Mapping[str, Any]) -> str:
-    return "\n".join(
-        f"- **{name}**: {_value(value)}" for name, value in about.items() if value not in (None, "", [], ())
-    )
+    return "\n".join(f"- **{name}**: {_value(value)}" for name, value in about.items() if value not in (None, "", [], ()))
 
 
 def _value(value: Any) -> str:
