@@ -70,9 +70,7 @@ class AdapterBank:
         """Within this block row b of every batch runs through the adapter in `slots[b]`."""
         unknown = sorted({slot for slot in slots if slot != 0 and slot not in self._residents})
         if unknown:
-            raise InvalidRequest(
-                f"No adapter is resident in slots {unknown}; in use are {list(self.slots)}.", param="slots"
-            )
+            raise InvalidRequest(f"No adapter is resident in slots {unknown}; in use are {list(self.slots)}.", param="slots")
         if self._rows is not None:
             raise InvalidRequest("The bank is already running a batch; one batch runs at a time.", param="slots")
         device = next(self.tower.parameters()).device
@@ -103,14 +101,13 @@ class _Stack:
         self.slots = frozenset(pairs)
         self.is_active = False
         slots, rank = max(pairs) + 1, max(pair.A.shape[0] for pair, _ in pairs.values())
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        # NOTE: slots of adapters that leave this layer alone may lie above max(pairs); they are clamped to 0 by `index`.
-        self.A = torch.zeros(slots, linear.in_features, rank, **like)
-        self.B = torch.zeros(slots, rank, linear.out_features, **like)
+        # NOTE: slots of adapters that leave this layer alone may lie above max(pairs); `_add` reads slot 0 for them.
+        self.A = linear.weight.new_zeros(slots, linear.in_features, rank)
+        self.B = linear.weight.new_zeros(slots, rank, linear.out_features)
         for slot, (pair, scale) in pairs.items():
             own = pair.A.shape[0]
-            self.A[slot, :, :own] = pair.A.T.to(**like)
-            self.B[slot, :own, :] = (pair.B.T * scale).to(**like)
+            self.A[slot, :, :own] = pair.A.T
+            self.B[slot, :own, :] = pair.B.T * scale
         self.handle: RemovableHandle = linear.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -119,9 +116,7 @@ class _Stack:
             return None
         x = inputs[0]
         if x.shape[0] != rows.shape[0]:
-            raise InvalidRequest(
-                f"The batch has {x.shape[0]} rows, but slots were given for {rows.shape[0]}.", param="slots"
-            )
+            raise InvalidRequest(f"The batch has {x.shape[0]} rows, but slots were given for {rows.shape[0]}.", param="slots")
         index = torch.where(rows < self.A.shape[0], rows, 0)
         A, B = self.A[index].to(output.dtype), self.B[index].to(output.dtype)
         flat = x.reshape(x.shape[0], -1, x.shape[-1]).to(output.dtype)  # (B, N, D_in)

@@ -201,9 +201,7 @@ def verify_folder(folder: Path) -> AdapterCard:
     for name, digest in card.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or sha256_of(path) != digest:
-            raise AdapterRefused(
-                f"{name} is not the file its card describes (SHA-256 differs); copy the adapter again."
-            )
+            raise AdapterRefused(f"{name} is not the file its card describes (SHA-256 differs); copy the adapter again.")
     return card
 
 

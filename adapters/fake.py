@@ -1,9 +1,13 @@
-"""A backbone small enough for tests: a timm ViT of two blocks and a text tower that hashes words."""
+"""FakeBackbone: a random backbone of a few blocks with the whole Backbone contract, for tests and dry runs.
+
+Its image tower is a real one (`foundation/towers.py`) around a tiny timm model; its text tower adds up words.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import timm
@@ -11,73 +15,78 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foundation.backbone import ImageFeatures
+from foundation.preprocess import InputContract
+from foundation.towers import ImageTower, image_tower
 
-@dataclass(frozen=True)
-class FakeContract:
-    """The fields of InputContract that training reads."""
-
-    size: int = 32
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    interpolation: str = "bicubic"
-    resize_mode: str = "squash"
-    version: int = 1
-
-
-@dataclass(frozen=True)
-class FakeFeatures:
-    embedding: Tensor
-    tokens: Tensor
-
-
-class FakeTower(nn.Module):
-    def __init__(self, depth: int, embed_dim: int) -> None:
-        super().__init__()
-        self.trunk = timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=32,
-            patch_size=8,
-            depth=depth,
-            embed_dim=32,
-            num_heads=2,
-            num_classes=0,
-            class_token=False,
-            global_pool="avg",
-        )
-        self.head = nn.Linear(32, embed_dim, bias=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.trunk(pixels))
+SIZE = 32
+KINDS = ("vit", "visformer")
 
 
 class FakeBackbone:
-    """The Backbone contract over `FakeTower`, deterministic in `seed`."""
+    """Deterministic in `kind` and `seed`; pixels are (B, 3, 32, 32) for "vit" and (B, 3, 64, 64) for "visformer"."""
 
-    def __init__(self, seed: int = 0, depth: int = 2, embed_dim: int = 16) -> None:
-        torch.manual_seed(seed)
-        self.image_tower = FakeTower(depth, embed_dim).eval()
-        self.contract = FakeContract()
+    def __init__(self, kind: str = "vit", seed: int = 0, depth: int = 2, embed_dim: int = 16) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trunk: Any = _vit(depth) if kind == "vit" else _visformer(depth)
+            visual = _Visual(trunk, nn.Linear(trunk.num_features, embed_dim, bias=False)).eval().requires_grad_(False)
+        self.image_tower: ImageTower = image_tower(visual).eval().requires_grad_(False)
+        size = SIZE if kind == "vit" else 2 * SIZE
+        self.contract = InputContract(size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), resize_mode="squash")
         self.embed_dim = embed_dim
-        self.width = 32
+        self.width = self.image_tower.width
         self.logit_scale = 10.0
         self.logit_bias = 0.0
         self.is_sigmoid = False
-        self.fingerprint = hashlib.sha256(f"fake {seed} {depth}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"fake {kind} {seed} {depth} {embed_dim}".encode()).hexdigest()
 
-    def encode_image(self, pixels: Tensor) -> FakeFeatures:
-        tokens = self.image_tower.trunk.forward_features(pixels)
-        pooled = self.image_tower.trunk.forward_head(tokens)
-        return FakeFeatures(F.normalize(self.image_tower.head(pooled), dim=-1), tokens)
+    def encode_image(self, pixels: Tensor) -> ImageFeatures:
+        output = self.image_tower(pixels)
+        return ImageFeatures(F.normalize(output.embedding, dim=-1), output.tokens, output.levels, output.grid)
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return F.normalize(torch.stack([self._words(text) for text in texts]), dim=-1)
+    def encode_text(self, strings: Sequence[str]) -> Tensor:
+        return F.normalize(torch.stack([self._words(text) for text in strings]), dim=-1)
 
     def lora_targets(self) -> list[str]:
-        names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-        depth = len(self.image_tower.trunk.blocks)
-        return [f"trunk.blocks.{block}.{name}" for block in range(depth) for name in names]
+        return self.image_tower.lora_targets()
 
     def _words(self, text: str) -> Tensor:
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in text.lower().split()]
         rows = [np.random.default_rng(seed).standard_normal(self.embed_dim) for seed in seeds]
         return torch.tensor(np.sum(rows, axis=0), dtype=torch.float32)
+
+
+class _Visual(nn.Module):
+    """The two parts of open_clip's TimmModel that the towers read."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+
+def _vit(depth: int) -> Any:
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        class_token=False,
+        global_pool="avg",
+        img_size=SIZE,
+        patch_size=8,
+        depth=depth,
+        embed_dim=32,
+        num_heads=2,
+        num_classes=0,
+    )
+
+
+def _visformer(depth: int) -> Any:
+    return timm.create_model(
+        "visformer_tiny",
+        init_channels=8,
+        img_size=2 * SIZE,
+        depth=(1, 1, max(1, depth - 1)),
+        embed_dim=32,
+        num_heads=2,
+        num_classes=0,
+    )

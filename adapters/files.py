@@ -26,9 +26,25 @@ from foundation.errors import AdapterNotFound, AdapterRefused
 _PREFIX = "base_model.model."
 # Options of PEFT's LoraConfig that may hold anything, because they do not change the arithmetic read here.
 _FREE = frozenset(
-    "auto_mapping base_model_name_or_path ensure_weight_tying exclude_modules inference_mode init_lora_weights "
-    "lora_alpha lora_dropout megatron_core peft_type peft_version qalora_group_size r revision target_modules "
-    "task_type use_rslora".split()
+    (
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    )
 )
 # Initialisations that rewrite the base weights; such adapters have to be converted before they are saved.
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal")
@@ -71,8 +87,8 @@ def read_adapter(folder: Path, backbone: HasFingerprint) -> Adapter:
     card = verify_folder(folder)
     if card.base.fingerprint != backbone.fingerprint:
         raise AdapterRefused(
-            f"The adapter {card.name!r} was made for the base {card.base.name!r} ({card.base.fingerprint[:12]}), not for "
-            f"the one that is loaded ({backbone.fingerprint[:12]}); fine-tune it on this base or load the other."
+            f"The adapter {card.name!r} was made for the base {card.base.name!r} ({card.base.fingerprint[:12]}), not "
+            f"for the one that is loaded ({backbone.fingerprint[:12]}); fine-tune it on this base or load the other."
         )
     return Adapter(card, read_lora(folder, backbone.image_tower), _load(folder / HEAD), digest_of(folder))
 
@@ -120,9 +136,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise AdapterRefused(f"{CONFIG} is not valid JSON; save the adapter again.") from None
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
         raise AdapterRefused(f"{CONFIG} does not describe a LoRA adapter; other PEFT methods are not read.")
-    active = sorted(
-        key for key, value in config.items() if key not in _FREE and value and (key, value) != ("bias", "none")
-    )
+    active = sorted(key for key, value in config.items() if key not in _FREE and value and (key, value) != ("bias", "none"))
     if active:
         raise AdapterRefused(f"{CONFIG} uses options that are not read here: {', '.join(active)}.")
     if config.get("init_lora_weights", True) not in _KEEPS_BASE:
@@ -182,9 +196,10 @@ def _matches(name: str, pattern: str | Sequence[str] | None) -> bool:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError):
         raise AdapterRefused(f"{path.name} is not a readable safetensors file; copy the adapter again.") from None
+    return tensors
 
 
 def _whole(value: float) -> float:

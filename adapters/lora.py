@@ -160,9 +160,7 @@ def find_linear(tower: nn.Module, name: str) -> nn.Linear:
     try:
         module = tower.get_submodule(name)
     except AttributeError:
-        raise AdapterRefused(
-            f"The base has no layer {name!r} for this adapter; it was made for another base."
-        ) from None
+        raise AdapterRefused(f"The base has no layer {name!r} for this adapter; it was made for another base.") from None
     if not isinstance(module, nn.Linear):
         raise AdapterRefused(f"The layer {name!r} is a {type(module).__name__}; LoRA is defined here on linear layers.")
     return module
@@ -178,9 +176,7 @@ def targets_from(targets: Sequence[str], first_block: int) -> tuple[str, ...]:
     blocks = blocks_of(targets)
     start = first_block if first_block >= 0 else len(blocks) + first_block
     if not 0 <= start < len(blocks):
-        raise InvalidRequest(
-            f"first_block is {first_block}, but this tower has {len(blocks)} blocks.", param="first_block"
-        )
+        raise InvalidRequest(f"first_block is {first_block}, but this tower has {len(blocks)} blocks.", param="first_block")
     kept = set(blocks[start:])
     return tuple(target for target in targets if target.rsplit(".", 2)[0] in kept)
 

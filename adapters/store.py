@@ -70,9 +70,7 @@ class AdapterStore:
         root = self._writable_root()
         holder = self._root_of(name)
         if holder is not None and (holder != root or not replace):
-            raise InvalidRequest(
-                f"An adapter called {name!r} is here already; remove it or choose a name.", param="name"
-            )
+            raise InvalidRequest(f"An adapter called {name!r} is here already; remove it or choose a name.", param="name")
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".adding-", dir=root) as place:
             fresh, old = Path(place) / "fresh", Path(place) / "old"
@@ -94,9 +92,7 @@ class AdapterStore:
     def _writable_root(self) -> Path:
         root = self.roots[-1]
         if root.resolve() == LIBRARY.resolve():
-            raise InvalidRequest(
-                "This store holds the bundled adapters only; give it a folder of your own to write to."
-            )
+            raise InvalidRequest("This store holds the bundled adapters only; give it a folder of your own to write to.")
         return root
 
     def _root_of(self, name: str) -> Path | None:

@@ -107,9 +107,7 @@ class Prompts:
                 )
         if not templates:
             raise InvalidRequest("At least one template is needed to start the head from text.", param="templates")
-        fill = [
-            tuple(tuple(text.format(label) for text in texts) for label in labels) for texts in (templates, negatives)
-        ]
+        fill = [tuple(tuple(text.format(label) for text in texts) for label in labels) for texts in (templates, negatives)]
         return cls(fill[0], fill[1] if negatives else ())
 
 
@@ -128,9 +126,7 @@ class ClassificationResult:
         """The labels at or above their threshold (multi-label), or the single most probable one."""
         if not self.is_multi_label:
             return (self.labels[int(self.probabilities.argmax())],)
-        return tuple(
-            label for label, is_on in zip(self.labels, self.probabilities >= self.thresholds, strict=True) if is_on
-        )
+        return tuple(label for label, is_on in zip(self.labels, self.probabilities >= self.thresholds, strict=True) if is_on)
 
     @property
     def normal_probability(self) -> float | None:

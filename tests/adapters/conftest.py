@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from adapters.tasks.classification import ClassificationHead
 LABELS = ("effusion", "mass")
 
 
-def make_adapter(backbone: FakeBackbone, name: str = "chest-test", seed: int = 5) -> Adapter:
+def build_adapter(backbone: FakeBackbone, name: str = "chest-test", seed: int = 5) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     spec = LoraSpec(tuple(backbone.lora_targets()), rank=4, alpha=8)
     pairs = {}
@@ -47,5 +48,10 @@ def backbone() -> FakeBackbone:
 @pytest.fixture
 def folder(tmp_path: Path, backbone: FakeBackbone) -> Path:
     """A whole, valid adapter folder."""
-    write_adapter(tmp_path / "chest-test", make_adapter(backbone))
+    write_adapter(tmp_path / "chest-test", build_adapter(backbone))
     return tmp_path / "chest-test"
+
+
+@pytest.fixture
+def make_adapter() -> Callable[[FakeBackbone], Adapter]:
+    return build_adapter

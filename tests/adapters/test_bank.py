@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.bank import AdapterBank
-from adapters.fake import FakeBackbone
+from adapters.fake import KINDS, FakeBackbone
 from adapters.lora import LoraPair, LoraSpec, LoraWeights, load_weights, targets_from
 from foundation.errors import AdapterRefused, InvalidRequest
 
@@ -25,28 +25,31 @@ def make_weights(backbone: FakeBackbone, number: int) -> LoraWeights:
     for name in spec.targets:
         linear = backbone.image_tower.get_submodule(name)
         a, b = (linear.weight.new_empty(size) for size in ((rank, linear.in_features), (linear.out_features, rank)))
-        pairs[name] = LoraPair(
-            a.detach().normal_(0, 0.2, generator=generator), b.detach().normal_(0, 0.2, generator=generator)
-        )
+        pairs[name] = LoraPair(a.detach().normal_(0, 0.2, generator=generator), b.detach().normal_(0, 0.2, generator=generator))
     return LoraWeights(spec, pairs)
 
 
-def pixels(rows: int) -> torch.Tensor:
-    return torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
+def pixels(rows: int, size: int = 32) -> torch.Tensor:
+    return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def plain() -> list[FakeBackbone]:
+def plain(kind: str) -> list[FakeBackbone]:
     """The base and, for each adapter, a backbone of its own through `lora.py`."""
-    backbones = [FakeBackbone() for _ in range(len(SPECS) + 1)]
+    backbones = [FakeBackbone(kind) for _ in range(len(SPECS) + 1)]
     for number in range(len(SPECS)):
-        load_weights(backbones[number + 1].image_tower, make_weights(FakeBackbone(), number))
+        load_weights(backbones[number + 1].image_tower, make_weights(FakeBackbone(kind), number))
     return backbones
 
 
 @pytest.fixture(scope="module")
-def banked() -> Iterator[tuple[FakeBackbone, AdapterBank]]:
-    backbone = FakeBackbone()
+def banked(kind: str) -> Iterator[tuple[FakeBackbone, AdapterBank]]:
+    backbone = FakeBackbone(kind)
     bank = AdapterBank(backbone)
     assert [bank.install(make_weights(backbone, number)) for number in range(len(SPECS))] == [1, 2, 3]
     yield backbone, bank
@@ -57,19 +60,19 @@ def banked() -> Iterator[tuple[FakeBackbone, AdapterBank]]:
 @given(slots=st.lists(st.integers(0, len(SPECS)), min_size=1, max_size=5))
 def test_mixed_batch_equals_each_row_alone(plain, banked, slots: list[int]) -> None:  # type: ignore[no-untyped-def]
     backbone, bank = banked
-    x = pixels(len(slots))
+    x = pixels(len(slots), backbone.contract.size)
     with torch.inference_mode(), bank.rows(slots):
         mixed = backbone.encode_image(x)
     with torch.inference_mode():
         for row, slot in enumerate(slots):
             alone = plain[slot].encode_image(x[row : row + 1])
             torch.testing.assert_close(mixed.embedding[row], alone.embedding[0], atol=1e-5, rtol=0)
-            torch.testing.assert_close(mixed.tokens[row], alone.tokens[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(mixed.tokens[row], alone.tokens[0], atol=1e-4, rtol=5e-4)
 
 
 def test_adapters_differ_from_each_other(banked) -> None:  # type: ignore[no-untyped-def]
     backbone, bank = banked
-    x = pixels(1).expand(4, -1, -1, -1)
+    x = pixels(1, backbone.contract.size).expand(4, -1, -1, -1)
     with torch.inference_mode(), bank.rows([0, 1, 2, 3]):
         embedding = backbone.encode_image(x).embedding
     distance = torch.cdist(embedding, embedding) + torch.eye(4)
@@ -78,7 +81,7 @@ def test_adapters_differ_from_each_other(banked) -> None:  # type: ignore[no-unt
 
 def test_slot_zero_is_exactly_the_base(banked) -> None:  # type: ignore[no-untyped-def]
     backbone, bank = banked
-    x = pixels(3)
+    x = pixels(3, backbone.contract.size)
     with torch.inference_mode():
         base = backbone.encode_image(x).embedding
         with bank.rows([0, 0, 0]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from adapters.card import AdapterCard, BaseRecord, Calibration
-from adapters.fake import FakeBackbone, FakeFeatures
+from adapters.fake import FakeBackbone
 from adapters.files import read_adapter
 from adapters.tasks.classification import ClassificationHead, Classifier, Prompts, calibrate
 from foundation.errors import AdapterRefused, InvalidRequest
@@ -18,10 +19,10 @@ from foundation.errors import AdapterRefused, InvalidRequest
 LABELS = ("effusion", "pleural thickening", "mass")
 
 
-def features(rows: int = 4) -> FakeFeatures:
+def features(rows: int = 4) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(0)
     embedding = F.normalize(torch.randn(rows, 16, generator=generator), dim=-1)
-    return FakeFeatures(embedding, torch.randn(rows, 9, 32, generator=generator))
+    return SimpleNamespace(embedding=embedding, tokens=torch.randn(rows, 9, 32, generator=generator))
 
 
 def mean_text(backbone: FakeBackbone, texts: list[str]) -> torch.Tensor:
@@ -97,6 +98,7 @@ def test_extreme_logits_stay_finite() -> None:
 def test_a_folder_opens_as_a_classifier(folder: Path, backbone: FakeBackbone) -> None:
     adapter = read_adapter(folder, backbone)
     results = Classifier.open(adapter.card, adapter.head)(features(2))
-    assert len(results) == 2 and results[0].labels == ("effusion", "mass")
+    assert len(results) == 2
+    assert results[0].labels == ("effusion", "mass")
     with pytest.raises(AdapterRefused, match="do not bind: value"):
         Classifier.open(adapter.card, {name: tensor for name, tensor in adapter.head.items() if name != "value"})

@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.card import CARD, CONFIG, HEAD, WEIGHTS, AdapterCard, sha256_of
-from adapters.fake import FakeBackbone
-from adapters.files import read_adapter, read_lora, write_adapter
+from adapters.fake import KINDS, FakeBackbone
+from adapters.files import Adapter, read_adapter, read_lora, write_adapter
 from adapters.lora import load_weights
 from foundation.errors import AdapterNotFound, AdapterRefused
 
+MakeAdapter = Callable[[FakeBackbone], Adapter]
 
-def pixels() -> torch.Tensor:
-    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+def pixels(kind: str) -> torch.Tensor:
+    size = 32 if kind == "vit" else 64
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
 
 
 def change_card(folder: Path, **changes: object) -> None:
@@ -51,29 +54,31 @@ def test_round_trip_keeps_everything(folder: Path, backbone: FakeBackbone) -> No
     assert adapter.card == AdapterCard.from_json(adapter.card.to_json())
 
 
-def test_ours_opens_in_peft_with_equal_outputs(folder: Path, backbone: FakeBackbone) -> None:
-    base = backbone.encode_image(pixels()).embedding
-    load_weights(backbone.image_tower, read_adapter(folder, backbone).lora)
-    theirs = FakeBackbone()
-    peft.PeftModel.from_pretrained(theirs.image_tower, str(folder)).eval()
-    adapted = backbone.encode_image(pixels()).embedding
+@pytest.mark.parametrize("kind", KINDS)
+def test_ours_opens_in_peft_with_equal_outputs(tmp_path: Path, kind: str, make_adapter: MakeAdapter) -> None:
+    ours, theirs = FakeBackbone(kind), FakeBackbone(kind)
+    write_adapter(tmp_path / "made", make_adapter(ours))
+    base = ours.encode_image(pixels(kind)).embedding
+    load_weights(ours.image_tower, read_adapter(tmp_path / "made", ours).lora)
+    peft.PeftModel.from_pretrained(theirs.image_tower, str(tmp_path / "made")).eval()
+    adapted = ours.encode_image(pixels(kind)).embedding
     assert (adapted - base).abs().max() > 1e-2
-    torch.testing.assert_close(adapted, theirs.encode_image(pixels()).embedding, atol=1e-5, rtol=0)
+    torch.testing.assert_close(adapted, theirs.encode_image(pixels(kind)).embedding, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("targets", [["qkv", "fc1"], r".*blocks\.1\.(attn\.proj|mlp\.fc[12])"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [["qkv", "fc1"], r"blocks\.1\.(attn\.proj|mlp\.fc[12])"])
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_a_folder_saved_by_peft_opens_here(
-    tmp_path: Path, backbone: FakeBackbone, targets: object, use_rslora: bool
-) -> None:
-    theirs = FakeBackbone()
+def test_a_folder_saved_by_peft_opens_here(tmp_path: Path, kind: str, targets: object, use_rslora: bool) -> None:
+    ours, theirs = FakeBackbone(kind), FakeBackbone(kind)
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False, use_rslora=use_rslora)
     model = peft.get_peft_model(theirs.image_tower, config).eval()
     model.save_pretrained(str(tmp_path))
-    load_weights(backbone.image_tower, read_lora(tmp_path, backbone.image_tower))
-    expected = theirs.encode_image(pixels()).embedding
-    assert (FakeBackbone().encode_image(pixels()).embedding - expected).abs().max() > 1e-3
-    torch.testing.assert_close(backbone.encode_image(pixels()).embedding, expected, atol=1e-5, rtol=0)
+    base = ours.encode_image(pixels(kind)).embedding
+    load_weights(ours.image_tower, read_lora(tmp_path, ours.image_tower))
+    expected = theirs.encode_image(pixels(kind)).embedding
+    assert (base - expected).abs().max() > 1e-3
+    torch.testing.assert_close(ours.encode_image(pixels(kind)).embedding, expected, atol=1e-5, rtol=0)
 
 
 def test_wrong_base_is_refused(folder: Path) -> None:
@@ -115,7 +120,7 @@ def test_missing_card_is_not_found(folder: Path, backbone: FakeBackbone) -> None
         read_adapter(folder, backbone)
 
 
-FIRST = "base_model.model.trunk.blocks.0.attn.qkv.lora_{}.weight"
+FIRST = "base_model.model.blocks.0.attn.qkv.lora_{}.weight"
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,12 @@ def test_fresh_and_removed_are_the_base_exactly() -> None:
 
 def test_every_adapter_tensor_gets_a_gradient() -> None:
     backbone = FakeBackbone()
-    layers = load_weights(
-        backbone.image_tower, random_weights(backbone, LoraSpec(tuple(backbone.lora_targets()), rank=2))
-    )
+    layers = load_weights(backbone.image_tower, random_weights(backbone, LoraSpec(tuple(backbone.lora_targets()), rank=2)))
     backbone.encode_image(pixels()).tokens.square().mean().backward()
     for name, layer in layers.items():
-        assert layer.lora_A.grad is not None and layer.lora_A.grad.abs().max() > 0, name
-        assert layer.lora_B.grad is not None and layer.lora_B.grad.abs().max() > 0, name
+        for factor in (layer.lora_A, layer.lora_B):
+            assert factor.grad is not None, name
+            assert factor.grad.abs().max() > 0, name
         assert layer.base.weight.grad is None, name
 
 
@@ -108,7 +107,7 @@ def test_weights_survive_a_round_trip_through_a_tower() -> None:
 
 def test_blocks_and_first_block() -> None:
     targets = FakeBackbone(depth=3).lora_targets()
-    assert blocks_of(targets) == ("trunk.blocks.0", "trunk.blocks.1", "trunk.blocks.2")
+    assert blocks_of(targets) == ("blocks.0", "blocks.1", "blocks.2")
     assert targets_from(targets, 2) == targets_from(targets, -1) == tuple(targets[8:])
     with pytest.raises(InvalidRequest, match="first_block is 3"):
         targets_from(targets, 3)
@@ -116,10 +115,10 @@ def test_blocks_and_first_block() -> None:
 
 def test_refusals_name_what_is_wrong() -> None:
     tower = FakeBackbone().image_tower
-    with pytest.raises(AdapterRefused, match=r"no layer 'trunk\.blocks\.9\.attn\.qkv'"):
-        apply_lora(tower, LoraSpec(("trunk.blocks.9.attn.qkv",)))
+    with pytest.raises(AdapterRefused, match=r"no layer 'blocks\.9\.attn\.qkv'"):
+        apply_lora(tower, LoraSpec(("blocks.9.attn.qkv",)))
     with pytest.raises(AdapterRefused, match="Conv2d"):
-        apply_lora(tower, LoraSpec(("trunk.patch_embed.proj",)))
+        apply_lora(tower, LoraSpec(("visual.trunk.patch_embed.proj",)))
     with pytest.raises(InvalidRequest, match="rank"):
         LoraSpec(("a.b",), rank=0)
     assert not any(isinstance(module, nn.ModuleDict) for module in tower.modules())  # nothing was half applied

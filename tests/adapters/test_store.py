@@ -19,9 +19,7 @@ def store(tmp_path: Path) -> AdapterStore:
     return AdapterStore(tmp_path / "bundled", tmp_path / "user")
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/b", "", ".hidden", "Upper", "lora", "ora_", "r", "x" * 64, "a\n", "a b", "-x"]
-)
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "Upper", "lora", "ora_", "r", "x" * 64, "a\n", "a b", "-x"])
 def test_unsafe_names_are_refused(store: AdapterStore, name: str) -> None:
     with pytest.raises(InvalidRequest, match="adapter name"):
         check_name(name)
@@ -74,7 +72,8 @@ def test_replacing_changes_the_digest(store: AdapterStore, folder: Path) -> None
     with pytest.raises(InvalidRequest, match="here already"):
         store.add(folder)
     after = store.add(folder, replace=True)
-    assert after.digest != before and after.card.description == "second"
+    assert after.digest != before
+    assert after.card.description == "second"
     assert len(list(store.roots[-1].iterdir())) == 1
 
 
