@@ -26,7 +26,8 @@ class ModelInfo:
     """A base model or an adapter as callers see it; never a path on this machine.
 
     capabilities: the operations `name` may be asked for. task: the adapter's task, "" for the base.
-    labels: what a classifier scores, in order. created: seconds since the epoch.
+    labels: what a classifier scores, in order. templates: the prompts zero-shot labels are put into
+    when a caller names none, each with "{}". created: seconds since the epoch.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelInfo:
     base: str = ""  # the base model's name, for an adapter
     task: str = ""
     labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
     digest: str = ""
     description: str = ""
     licence: str = ""
