@@ -46,7 +46,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether answers can be expected. last_forward_age_s: seconds since the engine last finished a batch, None if never."""
+    """Whether answers can be expected. last_forward_age_s: since the engine last finished a batch, None if never."""
 
     ready: bool
     last_forward_age_s: float | None = None

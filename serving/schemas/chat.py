@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from serving.schemas.common import FilmReport, ImageBody, Provenance, Strings, Timings
 from serving.schemas.content import ContentPart
-from serving.schemas.parsing import Answer, Body
+from serving.schemas.parsing import Answer, Body, field_error
 
 # Field of OpenAI's -> the values that ask for nothing. null is always neutral.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -58,7 +58,7 @@ def _without_neutral(value: Any, neutral: Mapping[str, tuple[Any, ...]], harmles
     for name, allowed in neutral.items():
         given = value.get(name)
         if given is not None and not any(given == one and type(given) is type(one) for one in allowed):
-            raise ValueError(f"has '{name}' set to something this server cannot do. Leave '{name}' out.")
+            raise field_error(name, "asks for something this server does not do. Leave it out.")
     return {name: item for name, item in value.items() if name not in neutral and name not in harmless}
 
 
@@ -92,10 +92,10 @@ class ChatBody(ImageBody):
     messages: list[ChatMessage]
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
     stop: Strings | None = None
 
@@ -112,13 +112,13 @@ class ChatBody(ImageBody):
     @model_validator(mode="after")
     def _conversation_is_whole(self) -> Self:
         if not self.messages or self.messages[-1].role != "user":
-            raise ValueError("needs 'messages' that end with a message of role 'user'.")
+            raise field_error("messages", "must end with a message of role 'user'.")
         if self.stop is not None and len(self.stop) > 4:
-            raise ValueError("has more than 4 strings in 'stop'.")
+            raise field_error("stop", "may hold at most 4 strings.")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("has 'stream_options', which only go with 'stream': true.")
+            raise field_error("stream_options", "only goes with 'stream': true.")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("has both 'max_tokens' and 'max_completion_tokens', and they differ. Give one.")
+            raise field_error("max_tokens", "differs from 'max_completion_tokens'. Give one of the two.")
         return self
 
 
@@ -140,7 +140,7 @@ class Evidence(Answer):
 
     assessed: bool = True
     looks_like: str = ""
-    findings: list[Finding] = []
+    findings: list[Finding] = Field(default_factory=list)
     heatmap: HeatMap | None = None
     reliance: float | None = None
 
@@ -150,7 +150,7 @@ class ChatExtras(Answer):
 
     evidence: Evidence | None = None
     film: FilmReport | None = None
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     provenance: Provenance
     timings: Timings
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from serving.schemas.common import ImageBody, Item
 from serving.schemas.parsing import Answer
 
@@ -27,7 +29,7 @@ class LabelProbability(Answer):
 class ClassifyItem(Item):
     """`labels` in the adapter's order; empty when the film was not assessed or failed."""
 
-    labels: list[LabelProbability] = []
+    labels: list[LabelProbability] = Field(default_factory=list)
     calibration: str | None = None
 
 

@@ -10,26 +10,26 @@ from pydantic import BeforeValidator, Field, field_validator
 from foundation.errors import VesaliusError
 from serving.http_errors import error_object
 from serving.messages import Film
-from serving.schemas.parsing import Answer, Body
+from serving.schemas.parsing import Answer, Body, field_error
 
 WindowPair = tuple[float, float]
 
 
 def _check_window(window: WindowPair | None) -> WindowPair | None:
     if window is not None and window[1] <= 0:
-        raise ValueError("must be [center, width] with a width above zero.")
+        raise field_error("", "must be [center, width] with a width above zero.")
     return window
 
 
 class FilmInput(Body):
     """A film: a data URI or bare base64 in `data`, and which slice and grey window of it to show.
 
-    In JSON a plain string stands for {"data": string}.
+    In JSON a plain string stands for {"data": string}; the files of a multipart request arrive as bytes.
     """
 
-    data: str
-    slice_index: int | None = Field(None, ge=0)
-    window: WindowPair | None = Field(None, description="[center, width] in the film's own units")
+    data: str | bytes
+    slice_index: int | None = Field(default=None, ge=0)
+    window: WindowPair | None = Field(default=None, description="[center, width] in the film's own units")
 
     @field_validator("window")
     @classmethod
@@ -57,9 +57,9 @@ class ImageBody(Body):
     """Fields of every route that takes films. `slice_index` and `window` hold for films that name none of their own."""
 
     images: Films = Field(default_factory=list, description="data URIs or bare base64; multipart: parts named 'file'")
-    slice_index: int | None = Field(None, ge=0)
+    slice_index: int | None = Field(default=None, ge=0)
     window: WindowPair | None = None
-    include_film: bool = Field(False, description="also return the film as the model saw it, as a PNG data URI")
+    include_film: bool = Field(default=False, description="also return the film as the model saw it, as a PNG data URI")
 
     @field_validator("window")
     @classmethod
@@ -78,7 +78,7 @@ class Provenance(Answer):
     @classmethod
     def from_value(cls, value: Mapping[str, Any]) -> Self:
         found = {key: item for key, item in dict(value.get("provenance") or {}).items() if key in cls.model_fields}
-        return cls(**{key: None if item is None else str(item) for key, item in found.items()})
+        return cls.model_validate({key: None if item is None else str(item) for key, item in found.items()})
 
 
 class Timings(Answer):
@@ -98,7 +98,7 @@ class FilmReport(Answer):
     source_format: str = ""
     slices: int = 1
     slice_index: int = 0
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     png: str | None = None
 
     @classmethod

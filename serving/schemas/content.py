@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serving.schemas.common import FilmInput
-from serving.schemas.parsing import Body
+from serving.schemas.parsing import Body, field_error
 
 
 class ImageUrl(Body):
@@ -15,7 +15,7 @@ class ImageUrl(Body):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
-    slice_index: int | None = Field(None, ge=0)
+    slice_index: int | None = Field(default=None, ge=0)
     window: tuple[float, float] | None = None
 
 
@@ -42,7 +42,7 @@ class ContentPart(Body):
     def _holds_its_type(self) -> Self:
         held = {name for name in ("text", "image_url", "dicom", "nifti") if getattr(self, name) is not None}
         if held != {self.type}:
-            raise ValueError(f"is a part of type '{self.type}' and must hold '{self.type}' and nothing else.")
+            raise field_error(self.type, f"is the content of a part of type '{self.type}', which must hold it alone.")
         return self
 
     @property

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from serving.schemas.common import FilmReport, ImageBody, Provenance, Timings
 from serving.schemas.content import ContentPart
-from serving.schemas.parsing import Answer
+from serving.schemas.parsing import Answer, field_error
 
 
 def _as_parts(value: Any) -> Any:
@@ -18,7 +18,7 @@ def _as_parts(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if any(isinstance(entry, (int, list)) for entry in value):
-        raise ValueError("holds token numbers; send text.")
+        raise field_error("", "holds token numbers; send text.")
     return [_as_part(entry) for entry in value]
 
 
@@ -36,7 +36,7 @@ class EmbeddingsBody(ImageBody):
     model: str | None = None
     input: Annotated[list[ContentPart], BeforeValidator(_as_parts)] = Field(default_factory=list)
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None
 
     @field_validator("encoding_format", mode="before")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from pydantic import Field
+
 from serving.gateway import ModelInfo
 from serving.schemas.parsing import Answer
 
@@ -13,8 +15,8 @@ class ModelExtras(Answer):
     capabilities: list[str]
     base: str = ""
     task: str = ""
-    labels: list[str] = []
-    templates: list[str] = []
+    labels: list[str] = Field(default_factory=list)
+    templates: list[str] = Field(default_factory=list)
     digest: str = ""
     description: str = ""
     licence: str = ""

@@ -6,16 +6,21 @@ The sentences are ours: pydantic's own text never reaches a caller.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from foundation.errors import InvalidRequest
 
 
 class Body(BaseModel):
-    """Base of what callers send: unknown fields are errors, numbers are finite."""
+    """Base of what callers send: unknown fields are errors, numbers are finite.
 
+    film_field: which field the files of a multipart request become.
+    """
+
+    film_field: ClassVar[str] = "images"
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
@@ -26,6 +31,14 @@ class Answer(BaseModel):
 
 
 BodyT = TypeVar("BodyT", bound=Body)
+
+_OURS = "vesalius"
+
+
+def field_error(name: str, sentence: str) -> PydanticCustomError:
+    """What a validator raises: `sentence` follows "Field 'NAME' " and says what is wrong and what to do."""
+    return PydanticCustomError(_OURS, "{sentence}", {"name": name, "sentence": sentence})
+
 
 _EXPECTED: Mapping[str, str] = {
     "string_type": "a string",
@@ -72,7 +85,10 @@ def _name(location: tuple[int | str, ...]) -> str:
 
 def _sentence(problem: ValidationError) -> InvalidRequest:
     first = problem.errors(include_url=False, include_input=False)[0]
-    kind, name, context = first["type"], _name(first["loc"]), first.get("ctx", {})
+    kind, location, context = first["type"], first["loc"], first.get("ctx", {})
+    if kind == _OURS and context["name"]:
+        location = (*location, context["name"])
+    name = _name(location)
     field = f"Field '{name}'" if name else "The body"
     return InvalidRequest(_explain(kind, field, context), param=name or None)
 
@@ -84,8 +100,8 @@ def _explain(kind: str, field: str, context: Mapping[str, Any]) -> str:
         return f"{field} is not known here. Check its spelling or leave it out."
     if kind == "missing":
         return f"{field} is required."
-    if kind == "value_error":
-        return f"{field} {context['error']}"
+    if kind == _OURS:
+        return f"{field} {context['sentence']}"
     if kind in ("literal_error", "enum"):
         return f"{field} must be one of {context['expected']}."
     if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):

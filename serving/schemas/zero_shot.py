@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from serving.schemas.common import Films, ImageBody, Item, Strings
-from serving.schemas.parsing import Answer, Body
+from serving.schemas.parsing import Answer, Body, field_error
 
 Scoring = Literal["softmax", "sigmoid", "pairwise"]
 
@@ -23,22 +23,22 @@ class ZeroShotBody(ImageBody):
     labels: Strings
     templates: Strings | None = None
     negatives: Strings | None = None
-    scoring: Scoring | None = Field(None, description="softmax; pairwise when negatives are given")
+    scoring: Scoring | None = Field(default=None, description="softmax; pairwise when negatives are given")
     format: Literal["vesalius", "hf"] = "vesalius"
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError("holds the same label twice in 'labels'; each may be named once.")
+            raise field_error("labels", "holds the same label twice; name each once.")
         for template in self.templates or []:
             if template.count("{}") != 1:
-                raise ValueError('has a template in \'templates\' without exactly one "{}" for the label.')
+                raise field_error("templates", 'has an entry without exactly one "{}" for the label.')
         if self.negatives is not None and len(self.negatives) != len(self.labels):
-            raise ValueError(
-                f"has {len(self.negatives)} 'negatives' for {len(self.labels)} 'labels'; give one for each label."
+            raise field_error(
+                "negatives", f"has {len(self.negatives)} entries for {len(self.labels)} labels; give one for each."
             )
         if self.negatives is not None and self.scoring not in (None, "pairwise"):
-            raise ValueError("has 'negatives', which only scoring 'pairwise' uses.")
+            raise field_error("negatives", "is only used by scoring 'pairwise'. Leave it out or choose that.")
         return self
 
     @property
@@ -58,12 +58,14 @@ class HuggingFaceParameters(Body):
 
 
 class HuggingFaceBody(Body):
-    """The zero-shot image pipeline's request: {"inputs": image or images, "parameters": {"candidate_labels": [...]}}."""
+    """{"inputs": image or images, "parameters": {"candidate_labels": [...], "hypothesis_template": "..."}}."""
+
+    film_field: ClassVar[str] = "inputs"
 
     inputs: Films = Field(default_factory=list)
     parameters: HuggingFaceParameters
     model: str | None = None
-    is_list: bool = Field(False, exclude=True, json_schema_extra={"readOnly": True})
+    is_list: bool = Field(default=False, exclude=True, json_schema_extra={"readOnly": True})
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +74,7 @@ class HuggingFaceBody(Body):
         if not isinstance(value, dict):
             return value
         if "is_list" in value:
-            raise ValueError("has a field 'is_list', which is not known here.")
+            raise field_error("is_list", "is not known here. Check its spelling or leave it out.")
         return {**value, "is_list": isinstance(value.get("inputs"), list)}
 
 
@@ -88,7 +90,7 @@ class ZeroShotScore(LabelScore):
 class ZeroShotItem(Item):
     """`scores` in the order of the labels; empty when the film was not assessed or failed."""
 
-    scores: list[ZeroShotScore] = []
+    scores: list[ZeroShotScore] = Field(default_factory=list)
     calibration: str | None = None
 
 
