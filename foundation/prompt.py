@@ -1,0 +1,192 @@
+"""What the decoder reads and how its tokens become text: the findings, the turns, the prompt, and the way back.
+
+    [BOS] <image> x N <findings> effusion present 83 right small ; cardiomegaly absent 10
+          <user> is there fluid ? [SEP] effusion presence <assistant> yes . ... [EOS] <user> ... <assistant>
+
+Training and serving build prompts by these functions alone. A person's words never become a special token: they are
+tokenised with the specials switched off. Knows no tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from foundation.errors import CheckpointRefused, InvalidRequest
+from foundation.questions import interpret_question
+
+Role = Literal["user", "assistant"]
+NOT_ASSESSED = "not assessed"
+SPECIALS = ("[BOS]", "[EOS]", "[SEP]", "[PAD]", "<image>", "<findings>", "<user>", "<assistant>")
+
+
+@dataclass(frozen=True)
+class FindingState:
+    """What is known of one finding: its calibrated probability, the threshold's verdict, and where and how large, if known."""
+
+    name: str
+    probability: float
+    is_present: bool
+    side: str | None = None
+    zone: str | None = None
+    severity: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.probability <= 1.0:
+            raise InvalidRequest(f"The probability of {self.name} is {self.probability}; give 0 to 1.", param="findings")
+
+    @property
+    def percent(self) -> int:
+        return round(100 * self.probability)
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: Role
+    text: str
+
+
+def findings_text(findings: Sequence[FindingState] | None) -> str:
+    """The findings as the prompt states them; None means that the film was not assessed at all.
+
+    One clause a finding: name, present or absent, percent, then side, zone and severity where they are known. What is
+    not listed was not assessed, and the decoder is trained to say so.
+    """
+    if findings is None:
+        return NOT_ASSESSED
+    return " ; ".join(_clause(state) for state in findings)
+
+
+def _clause(state: FindingState) -> str:
+    words = [state.name, "present" if state.is_present else "absent", str(state.percent)]
+    return " ".join([*words, *(word for word in (state.side, state.zone, state.severity) if word)])
+
+
+def question_text(question: str, earlier: Sequence[str] = ()) -> tuple[str, str]:
+    """(the person's words, the hint that follows them after [SEP]); `earlier` are the previous questions."""
+    return re.sub(r"\s+", " ", question).strip(), interpret_question(question, earlier).hint
+
+
+class PromptTokenizer:
+    """The decoder's WordPiece tokenizer, with the one door for text from outside (`encode_plain`)."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.file = file
+        self._with_specials = Tokenizer.from_file(str(file))
+        self._plain = Tokenizer.from_file(str(file))
+        self._plain.encode_special_tokens = True
+        missing = [token for token in SPECIALS if self._with_specials.token_to_id(token) is None]
+        if missing:
+            raise CheckpointRefused(f"The decoder's tokenizer lacks {', '.join(missing)}; use the folder it was trained with.")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return int(self._with_specials.get_vocab_size())
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        return {token: int(self._with_specials.token_to_id(token)) for token in SPECIALS}
+
+    @cached_property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Special tokens the decoder must never say; [EOS] is not among them."""
+        added: dict[int, Any] = self._with_specials.get_added_tokens_decoder()
+        return tuple(sorted(index for index in added if index != self.special_ids["[EOS]"]))
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Text from outside: `<assistant>` in it is eleven harmless characters."""
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        return [str(self._with_specials.id_to_token(index)) for index in ids]
+
+    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int) -> list[int]:
+        """Token ids up to and including the last `<assistant>`; `findings` is `findings_text(...)`, None for no film.
+
+        The last turn must be the user's. Answers of earlier turns end with [EOS].
+        """
+        if not turns or turns[-1].role != "user":
+            raise InvalidRequest("The last message must be the user's question.", param="messages")
+        special = self.special_ids
+        ids = [special["[BOS]"]] + [special["<image>"]] * image_tokens
+        if findings is not None:
+            ids += [special["<findings>"], *self.encode_plain(findings)]
+        earlier: list[str] = []
+        for turn in turns:
+            if turn.role == "user":
+                words, hint = question_text(turn.text, earlier)
+                ids += [special["<user>"], *self.encode_plain(words), special["[SEP]"], *self.encode_plain(hint)]
+                ids.append(special["<assistant>"])
+                earlier.append(turn.text)
+            else:
+                ids += [*self.encode_plain(turn.text), special["[EOS]"]]
+        return ids
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Prompt ids as one string that plain transformers tokenises to the same ids (what `export` is asked with)."""
+        return " ".join(self.tokens(ids)).replace(" ##", "")
+
+
+_CLOSING = frozenset(".,;:?!)%'’")
+_OPENING = frozenset("('’-/")
+_ACRONYMS = {"i": "I", "ct": "CT", "mri": "MRI", "tb": "TB", "ptb": "PTB", "covid": "COVID", "ap": "AP", "pa": "PA"}
+
+
+class Detokeniser:
+    """WordPiece tokens to sentence-cased text, a piece at a time; what was said is never changed later.
+
+    Digits on both sides of a point and words on both sides of a hyphen are joined ("0.83", "right-sided").
+    """
+
+    def __init__(self) -> None:
+        self._word = ""  # not yet said: "##" pieces may follow
+        self._last = ""  # the last token said, whole words
+        self._starts_sentence = True
+        self._has_text = False
+
+    def push(self, token: str) -> str:
+        """The text that is certain after this token."""
+        if token.startswith("##"):
+            self._word += token[2:]
+            return ""
+        said = self.flush()
+        self._word = token
+        return said
+
+    def flush(self) -> str:
+        word, self._word = self._word, ""
+        if not word:
+            return ""
+        glue = "" if not self._has_text or self._is_joined(word) else " "
+        shown = _ACRONYMS.get(word, word)
+        if self._starts_sentence and word[0].isalnum():
+            shown = shown[0].upper() + shown[1:]
+            self._starts_sentence = False
+        if word in ".?!":
+            self._starts_sentence = True
+        self._before, self._last, self._has_text = self._last, word, True
+        return glue + shown
+
+    _before = ""
+
+    def _is_joined(self, word: str) -> bool:
+        if word in _CLOSING or word in "-/":
+            return True
+        if self._last in _OPENING:
+            return True
+        is_decimal = self._last == "." and self._before.isdigit() and word.isdigit()
+        if is_decimal:
+            self._starts_sentence = False
+        return is_decimal
+
+
+def detokenise(tokens: Iterable[str]) -> str:
+    """All tokens at once; equal to pushing them one by one."""
+    joiner = Detokeniser()
+    return "".join([*(joiner.push(token) for token in tokens), joiner.flush()])
