@@ -1,7 +1,7 @@
 """The first step of a chat: the film, its findings and its heat map, before a word is generated.
 
-    views   the film, and where reliance is to be measured its blank and its shuffle: each through the base (patch
-            tokens, gate) and through the findings adapter (probabilities); all in the batch of everyone else
+views   the film, and where reliance is to be measured its blank and its shuffle: each through the base (patch
+        tokens, gate) and through the findings adapter (probabilities); all in the batch of everyone else
 """
 
 from __future__ import annotations

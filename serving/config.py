@@ -1,9 +1,9 @@
 """What a server is started with. Frozen; every value is checked where it is made, by name.
 
-    ServerConfig   where it listens and who may speak to it
-      EngineConfig   the model, the adapters, the device
-      DecodeConfig   the decode processes          (decode_pool.py)
-      ServerLimits   what one request may take     (limits.py)
+ServerConfig   where it listens and who may speak to it
+  EngineConfig   the model, the adapters, the device
+  DecodeConfig   the decode processes          (decode_pool.py)
+  ServerLimits   what one request may take     (limits.py)
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from typing import Any
 
 from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRequest, VesaliusError
 from foundation.image import Window
-from foundation.preprocess import InputContract, pick_slice, render
+from foundation.preprocess import pick_slice, render
 from foundation.readers import read_film
 from serving.messages import Film, RawFilm
 from serving.spawn import parent_channel
-from serving.transport import PeerLost, film_to_plain, raw_film_from_plain
+from serving.transport import PeerLost, contract_from_plain, film_to_plain, raw_film_from_plain
 
 
 def main() -> None:
@@ -67,11 +67,6 @@ def decode(raw: RawFilm, contract: InputContract) -> Film:
 
 def refusal(error: VesaliusError) -> dict[str, Any]:
     return {"kind": "refused", "code": error.code, "message": error.message, "param": error.param}
-
-
-def contract_from_plain(plain: Mapping[str, Any]) -> InputContract:
-    """Sequences come back from the wire as lists."""
-    return InputContract(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
 
 
 def confine(address_space_bytes: int) -> None:

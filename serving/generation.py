@@ -157,4 +157,3 @@ def _last(finish_reason: str, usage: tuple[int, int], evidence: Evidence | None)
         "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]},
         "evidence": evidence.to_plain() if evidence is not None else None,
     }
-

@@ -10,7 +10,14 @@ from foundation.lexicon import FINDINGS, SYNONYMS
 TEMPLATES = ("{}", "there is {}", "chest film with {}", "the film shows {}")
 """What a label is put into by default; each also takes a label that begins with "no"."""
 
-PRESENT = ("{}", "there is {}", "evidence of {}", "chest film with {}", "the film shows {}", "findings consistent with {}")
+PRESENT = (
+    "{}",
+    "there is {}",
+    "evidence of {}",
+    "chest film with {}",
+    "the film shows {}",
+    "findings consistent with {}",
+)
 ABSENT = ("no {}", "there is no {}", "no evidence of {}", "chest film without {}", "the film shows no {}", "without {}")
 SCORED_FINDINGS = tuple(name for name in FINDINGS if name != "hernia")  # too rare to be scored
 

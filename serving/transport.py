@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 
 from foundation.errors import VesaliusError
+from foundation.preprocess import InputContract
 from serving.messages import ChatTurn, Film, Outcome, RawFilm, Request, Sampling
 
 Message = Mapping[str, Any]
@@ -93,6 +94,11 @@ class AsyncChannel:
             await self._writer.drain()
         except OSError as error:
             raise PeerLost from error
+
+    def post(self, message: Message) -> None:
+        """Send without waiting; lost if the peer is."""
+        if not self._writer.is_closing():
+            self._writer.write(pack(message))
 
     async def receive(self) -> dict[str, Any]:
         try:
@@ -182,3 +188,8 @@ def outcome_from_plain(plain: Message) -> Outcome:
 def failure(request_id: int, error: VesaliusError) -> Outcome:
     """An error as the last Outcome of a request."""
     return Outcome(request_id, error_code=error.code, error_message=error.message)
+
+
+def contract_from_plain(plain: Message) -> InputContract:
+    """Sequences come back from the wire as lists."""
+    return InputContract(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})

@@ -1,10 +1,10 @@
 """Zero-shot arithmetic: a film's embedding against sentences.
 
-    positives (K, E)   each label's prompts, averaged and brought back to length one; negatives likewise
-    softmax            labels compete:  softmax over K of scale * similarity
-    sigmoid            each by itself:  sigmoid(scale * similarity + bias), the model's own scale and bias
-    pairwise           each against its negative:  sigmoid(scale * (similarity to positive - similarity to negative)),
-                       which is the softmax over the pair
+positives (K, E)   each label's prompts, averaged and brought back to length one; negatives likewise
+softmax            labels compete:  softmax over K of scale * similarity
+sigmoid            each by itself:  sigmoid(scale * similarity + bias), the model's own scale and bias
+pairwise           each against its negative:  sigmoid(scale * (similarity to positive - similarity to negative)),
+                   which is the softmax over the pair
 """
 
 from __future__ import annotations

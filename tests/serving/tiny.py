@@ -84,7 +84,14 @@ def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
     save_checkpoint(model, config, folder, folder, dtype=torch.float32)
     if with_decoder:
         shape = DecoderShape(
-            image_width=64, vocab_size=vocabulary, width=32, layers=1, heads=2, key_value_heads=1, mlp_width=32, context=512
+            image_width=64,
+            vocab_size=vocabulary,
+            width=32,
+            layers=1,
+            heads=2,
+            key_value_heads=1,
+            mlp_width=32,
+            context=512,
         )
         Decoder.create(shape, folder / "tokenizer.json").save(folder, dtype=torch.float32)
     return folder
