@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from foundation.errors import InvalidRequest, Unauthorized
 from serving.http_errors import error_response
 
+KEY_VARIABLE = "VESALIUS_API_KEY"
 MIN_KEY_CHARS = 16
+
+
+def key_from_environment() -> str | None:
+    """The API key of this process, for the server and for a client of it alike; None where none is set."""
+    return os.environ.get(KEY_VARIABLE) or None
 
 
 def is_loop_back(host: str) -> bool:
@@ -40,8 +47,7 @@ def check_bind(host: str, api_key: str | None) -> None:
         )
     if api_key is None and not is_loop_back(host):
         raise InvalidRequest(
-            f"'{host}' can be reached from other machines, and no API key is set. "
-            "Set VESALIUS_API_KEY, or serve on 127.0.0.1.",
+            f"'{host}' can be reached from other machines, and no API key is set. Set VESALIUS_API_KEY, or serve on 127.0.0.1.",
             param="host",
         )
 
@@ -75,7 +81,7 @@ class KeyGuard:
                 return None
             return Unauthorized(
                 "This server runs without a key and answers only requests that name this machine "
-                "(127.0.0.1 or localhost). Set VESALIUS_API_KEY to serve under another name."
+                f"(127.0.0.1 or localhost). Set {KEY_VARIABLE} to serve under another name."
             )
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()

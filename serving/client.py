@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -78,7 +79,7 @@ class Client:
         return self._get("/v1/models", ModelList).data
 
     def model(self, name: str) -> Model:
-        return self._get(f"/v1/models/{name}", Model)
+        return self._get(f"/v1/models/{quote(name)}", Model)
 
     def health(self) -> ReadinessAnswer:
         """Whether the engine answers; a server that is not ready is an answer, not an error."""
@@ -157,9 +158,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _get(self, path: str, answer: type[AnswerT], accepted: Sequence[int] = ()) -> AnswerT:
@@ -182,7 +181,7 @@ class Client:
                 if line == "data: [DONE]":
                     return
                 if line.startswith("data: "):
-                    yield json.loads(line[len("data: ") :])
+                    yield _json_object(line.removeprefix("data: "))
         raise EngineUnavailable("The answer broke off before its end. Ask again.")
 
     @contextmanager
@@ -193,6 +192,16 @@ class Client:
             raise DeadlineExceeded(f"The server at {self.base_url} did not answer in time. Try again.") from None
         except httpx.TransportError:
             raise EngineUnavailable(f"No server answers at {self.base_url}. Start one with: vesalius serve") from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise _not_understood()
+    return content
 
 
 def _film(film: Picture | bytes) -> dict[str, Any]:
@@ -217,7 +226,7 @@ def _pieces(events: Iterator[dict[str, Any]]) -> Iterator[ChatPiece]:
     for content in events:
         if "error" in content:
             raise _error_of(content["error"])
-        chunk = ChatChunk.model_validate(content)
+        chunk = _checked(ChatChunk, content)
         usage = chunk.usage or usage
         extras = chunk.vesalius or extras
         for choice in chunk.choices:
@@ -233,9 +242,18 @@ def _read(response: httpx.Response, answer: type[AnswerT], accepted: Sequence[in
     try:
         return answer.model_validate_json(response.content)
     except ValidationError:
-        if response.is_error:
-            raise _error(response) from None
-        raise ServiceError("The server gave an answer this client does not understand. Update the older one.") from None
+        raise (_error(response) if response.is_error else _not_understood()) from None
+
+
+def _checked(answer: type[AnswerT], content: object) -> AnswerT:
+    try:
+        return answer.model_validate(content)
+    except ValidationError:
+        raise _not_understood() from None
+
+
+def _not_understood() -> ServiceError:
+    return ServiceError("The server gave an answer this client does not understand. Update the older of the two.")
 
 
 def _error(response: httpx.Response) -> VesaliusError:
@@ -246,7 +264,9 @@ def _error(response: httpx.Response) -> VesaliusError:
     return _error_of(error, response.headers.get("Retry-After", ""))
 
 
-def _error_of(error: Mapping[str, Any], retry_after: str = "") -> VesaliusError:
+def _error_of(error: object, retry_after: str = "") -> VesaliusError:
+    if not isinstance(error, Mapping):
+        return ServiceError("The server failed and gave no explanation.")
     code, message = str(error.get("code")), str(error.get("message", "The server gave no explanation."))
     if code not in STATUS:
         return ServiceError(message)

@@ -2,24 +2,21 @@
 
     python -m serving.fake --port 8000
 
-It reads PNG and JPEG films, and takes DICOM and NIfTI by their first bytes only, drawing a pattern instead.
-A colour picture is "not assessed", as a photograph would be by a real model.
+Films are read as a real server reads them; a colour picture or a CT slice is "not assessed".
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from foundation.errors import FilmTooLarge, FilmUnreadable, FilmUnsupported
 from serving.gateway import ModelInfo, Readiness
 from serving.messages import Film, Outcome, RawFilm, Request
 
@@ -57,56 +54,36 @@ def draw(*parts: str) -> float:
 
 
 def fake_film(raw: RawFilm) -> Film:
-    """A film from bytes, as far as PNG and JPEG go. Raises the FilmErrors a reader would."""
-    source_format, slices = _recognise(raw.data)
-    slice_index = slices // 2 if raw.slice_index is None else raw.slice_index
-    if slice_index >= slices:
-        raise FilmUnsupported(f"The film has {slices} slices; slice_index must be below that.")
-    pixels = _pixels(raw.data, slice_index) if source_format in ("png", "jpeg") else _pattern(raw.data, slice_index)
+    """A film from bytes, read and shown as a real server would. Raises FilmError or InvalidRequest as it would."""
+    from foundation.image import Window
+    from foundation.preprocess import InputContract, pick_slice, render
+    from foundation.readers import read_film
+
+    started = time.perf_counter()
+    image = read_film(raw.data)
+    contract = InputContract(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    window = None if raw.window is None else Window(*raw.window)
+    pixels = render(image, contract, slice_index=raw.slice_index, window=window)
     return Film(
         pixels=pixels,
-        digest=hashlib.sha256(raw.data).hexdigest(),
-        modality={"dicom": "DX", "nifti": "CT"}.get(source_format, ""),
-        source_format=source_format,
-        slices=slices,
-        slice_index=slice_index,
-        decode_ms=1.0,
+        digest=image.digest,
+        modality=image.modality,
+        view=image.view,
+        source_format=image.source_format,
+        slices=image.slices,
+        slice_index=pick_slice(image, raw.slice_index),
+        notes=image.notes,
+        decode_ms=(time.perf_counter() - started) * 1000,
     )
 
 
-def _recognise(data: bytes) -> tuple[str, int]:
-    if data.startswith(b"\x89PNG"):
-        return "png", 1
-    if data.startswith(b"\xff\xd8"):
-        return "jpeg", 1
-    if data[128:132] == b"DICM":
-        return "dicom", 1
-    if data.startswith((b"\x1f\x8b", b"\x5c\x01\x00\x00")):
-        return "nifti", 20
-    raise FilmUnsupported("This is not a film this server reads. Send DICOM, NIfTI, PNG, JPEG or TIFF.")
-
-
-def _pixels(data: bytes, slice_index: int) -> npt.NDArray[np.uint8]:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > 50_000_000:
-                raise FilmTooLarge("The film has more than 50 million pixels. Send a smaller one.")
-            return np.asarray(picture.convert("RGB").resize((SIZE, SIZE)), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError):
-        raise FilmUnreadable("The film is broken or cut short. Send it again whole.") from None
-
-
-def _pattern(data: bytes, slice_index: int) -> npt.NDArray[np.uint8]:
-    phase = 2 * math.pi * draw(hashlib.sha256(data).hexdigest(), str(slice_index))
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] / SIZE
-    grey = (127.5 + 127.5 * np.sin(9 * rows + phase) * np.cos(7 * columns + slice_index / 4)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _is_color(film: Film) -> bool:
-    return bool(np.ptp(film.pixels.astype(int), axis=2).max() > 40)
+def _looks_like(film: Film) -> str:
+    """What a film is when it is not of the kind the model knows; "" for a chest film."""
+    if film.modality in ("CT", "MR", "US", "NM", "PT"):
+        return f"an image of modality {film.modality}"
+    if np.ptp(film.pixels.astype(int), axis=2).max() > 40:
+        return "a photograph"
+    return ""
 
 
 @dataclass
@@ -215,9 +192,8 @@ def _provenance(request: Request) -> dict[str, Any]:
 
 
 def _assessment(film: Film) -> dict[str, Any]:
-    return (
-        {"assessed": False, "looks_like": "a photograph"} if _is_color(film) else {"assessed": True, "looks_like": ""}
-    )
+    looks_like = _looks_like(film)
+    return {"assessed": not looks_like, "looks_like": looks_like}
 
 
 def _findings(film: Film) -> list[dict[str, Any]]:
@@ -230,8 +206,8 @@ def answer_words(request: Request) -> Sequence[str]:
     film = request.film
     if film is None:
         sentence = "Please send a film; I answer questions about films."
-    elif _is_color(film):
-        sentence = "Not assessed: this looks like a photograph."
+    elif looks_like := _looks_like(film):
+        sentence = f"Not assessed: this looks like {looks_like}."
     else:
         present = [f"{one['label']} ({one['probability']:.2f})" for one in _findings(film) if one["probability"] >= 0.5]
         sentence = f"The film shows {', '.join(present)}." if present else "The film shows none of the findings I know."

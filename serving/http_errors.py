@@ -52,9 +52,7 @@ class InternalError(ServiceError):
 
     code = "internal_error"
 
-    def __init__(
-        self, message: str = "The server failed on this request. Nothing is wrong with what you sent."
-    ) -> None:
+    def __init__(self, message: str = "The server failed on this request. Nothing is wrong with what you sent.") -> None:
         super().__init__(message)
 
 

@@ -53,9 +53,7 @@ class ChatShape:
 
     def whole(self, text: str, finish_reason: str, usage: Usage, extras: ChatExtras) -> ChatAnswer:
         choice = Choice.model_validate({"message": AnswerMessage(content=text), "finish_reason": finish_reason})
-        return ChatAnswer(
-            id=self.id, created=self.created, model=self.model, choices=[choice], usage=usage, vesalius=extras
-        )
+        return ChatAnswer(id=self.id, created=self.created, model=self.model, choices=[choice], usage=usage, vesalius=extras)
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
         chunk: dict[str, Any] = {

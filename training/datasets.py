@@ -26,6 +26,7 @@ from foundation.phantom import make_phantom
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
 from training.manifest import Row
+from training.sentences import label_sentences
 
 NIH_FINDINGS = (
     "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
@@ -33,9 +34,10 @@ NIH_FINDINGS = (
 )  # fmt: skip
 PHANTOM_STREAM = "phantom"
 
+
 @dataclass(frozen=True, eq=False)
 class FilmTable:
-    """N films: pixels (N, S, S) uint8, targets (N, K) float32 with NaN for unknown, one text and one stream name each.
+    """N films: pixels (N, S, S) uint8, targets (N, K) float32 with NaN for unknown, one stream name and a few texts each.
 
     native_pixels holds the shorter side a film was kept at, so that training can hide what resolution gives away.
     masks (N, F, G, G) float16: for phantoms the fraction of each cell of a G x G grid a finding covers; None for real films.
@@ -44,7 +46,7 @@ class FilmTable:
     pixels: npt.NDArray[np.uint8]
     target_names: tuple[str, ...]
     targets: npt.NDArray[np.float32]
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
     streams: tuple[str, ...]
     weights: npt.NDArray[np.float64]
     native_pixels: npt.NDArray[np.int32]
@@ -52,6 +54,7 @@ class FilmTable:
 
     def __len__(self) -> int:
         return len(self.texts)
+
 
 def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[np.uint8]:
     """Grey films (N, size, size) uint8, memory-mapped from `folder`; made on the first call, found again by digest."""
@@ -68,34 +71,39 @@ def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[n
         partial_file.rename(target)
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
+
 def _render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
     contract = InputContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return np.ascontiguousarray(render(read_film(path.read_bytes()), contract)[..., 0])
+
 
 def real_target_names() -> tuple[str, ...]:
     """Names of everything the manifest can tell of a film; `source: label` where a label holds inside one source only."""
     return (*NIH_FINDINGS, "normal", "tuberculosis", "child pneumonia", "bacterial", "ap view", "female", "age")
 
+
 def row_targets(row: Row) -> dict[str, float]:
     """What one manifest row says, as target values in 0..1; names that are absent are unknown."""
     known: dict[str, float] = {}
     labels = set(row.labels)
-    source = str(row.extra.get("source", ""))
+    source = str(row.get("source", ""))
     if source == "nih_cxr14":
         known |= {name: float(name in labels) for name in NIH_FINDINGS}
         known["normal"] = float("normal" in labels)
-        known["ap view"] = float(row.extra.get("view") == "AP")
+        known["ap view"] = float(row.get("view") == "AP")
     elif source == "shenzhen":
         known["tuberculosis"] = float("normal" not in labels)
     elif source == "kermany":
         known["child pneumonia"] = float("normal" not in labels)
         if "normal" not in labels:
             known["bacterial"] = float(any("bacterial" in label for label in labels))
-    if row.extra.get("sex") in ("M", "F"):
-        known["female"] = float(row.extra["sex"] == "F")
-    if isinstance(row.extra.get("age"), (int, float)):
-        known["age"] = min(float(row.extra["age"]) / 100.0, 1.0)
+    if row.get("sex") in ("M", "F"):
+        known["female"] = float(row.get("sex") == "F")
+    age = row.get("age")
+    if isinstance(age, (int, float)):
+        known["age"] = min(float(age) / 100.0, 1.0)
     return known
+
 
 def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
     """The manifest's rows as a table at `size` pixels; streams are the sources."""
@@ -109,15 +117,17 @@ def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
         pixels=cache_films([row.image for row in rows], size, cache),
         target_names=names,
         targets=targets,
-        texts=tuple(row.text or "chest film" for row in rows),
-        streams=tuple(str(row.extra.get("source", "films")) for row in rows),
+        texts=tuple((row.text,) if row.text else label_sentences(row.labels, index) for index, row in enumerate(rows)),
+        streams=tuple(str(row.get("source", "films")) for row in rows),
         weights=np.array([films_of[row.patient_id] ** -0.5 for row in rows]),
-        native_pixels=np.array([min(row.extra.get("size") or (size,)) for row in rows], np.int32),
+        native_pixels=np.array([min(row.get("size") or (size,)) for row in rows], np.int32),
     )
+
 
 def phantom_target_names() -> tuple[str, ...]:
     """`phantom effusion`, `phantom effusion left`, `phantom effusion right`, ... for each finding."""
     return tuple(f"phantom {name}{side}" for name in PHANTOM_FINDINGS for side in ("", " left", " right"))
+
 
 def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int = 7) -> FilmTable:
     """`count` phantoms with seeds from `first_seed` on, as a table at `size` pixels with finding masks on a grid."""
@@ -134,12 +144,13 @@ def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int
             pixels=held["pixels"],
             target_names=phantom_target_names(),
             targets=held["targets"],
-            texts=tuple(held["texts"].tolist()),
+            texts=tuple((text,) for text in held["texts"].tolist()),
             streams=(PHANTOM_STREAM,) * count,
             weights=np.ones(count),
             native_pixels=np.full(count, size, np.int32),
             masks=held["masks"],
         )
+
 
 def _one_phantom(
     seed: int, size: int, grid: int
@@ -157,11 +168,13 @@ def _one_phantom(
             masks[index] = _cell_fractions(phantom.masks[name], grid)
     return phantom.film, targets, masks, phantom.report
 
+
 def _cell_fractions(mask: npt.NDArray[np.bool_], grid: int) -> npt.NDArray[np.float16]:
     edges = np.linspace(0, mask.shape[0], grid + 1).astype(int)
     rows = np.add.reduceat(mask.astype(np.float32), edges[:-1], axis=0)
     cells = np.add.reduceat(rows, edges[:-1], axis=1)
     return (cells / np.outer(np.diff(edges), np.diff(edges))).astype(np.float16)
+
 
 def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
     """One table of several; unknown targets are NaN. Pixels stay where they are (memory-mapped), behind one index."""
@@ -186,6 +199,7 @@ def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
         masks=masks,
     )
 
+
 class StreamSampler:
     """Draws batches of row indices, each stream with its share; a batch is a pure function of (seed, step)."""
 
@@ -209,5 +223,6 @@ class StreamSampler:
             for members, weights, count in zip(self._members, self._weights, whole, strict=True)
         ]
         return np.concatenate(drawn)
+
 
 FilmView = Callable[[Tensor, torch.Generator], Tensor]

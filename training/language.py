@@ -33,7 +33,19 @@ from torch import Tensor, nn
 from foundation.errors import InvalidRequest
 from training.corpus import NORMAL, Claim, Sentence, corpus
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]", "<image>", "<user>", "<assistant>", "<findings>")
+SPECIAL_TOKENS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[BOS]",
+    "[EOS]",
+    "<image>",
+    "<user>",
+    "<assistant>",
+    "<findings>",
+)
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
 _ZONE_CODES = {None: 0, "upper": 1, "mid": 2, "lower": 3}
 _SEVERITY_CODES = {None: 0, "mild": 1, "moderate": 2, "severe": 3}
@@ -216,9 +228,7 @@ def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tens
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    encoded = tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np"
-    )
+    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np")
     return torch.from_numpy(encoded["input_ids"].astype(np.int32))
 
 

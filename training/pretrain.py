@@ -27,27 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
-from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import datasets, objectives
 from training.augment import AugmentStrength, augment, to_lower_resolution
-from training.manifest import load_manifest
+from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
+from training.manifest import Row, load_manifest
 from training.recipe import read_recipe
 
 OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """timm's tower by its registered name, so that any open_clip opens the result; text_folder holds the distilled text tower."""
-
-    timm_name: str
-    image_size: int
-    embed_dim: int
-    text_folder: str
-    mean: float = 0.5
-    std: float = 0.25
-    drop_path: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,6 @@ class StageRecipe:
     learning_rate: float
     objectives: dict[str, float]
     schedule: str = "constant"  # constant | cosine | linear (both to zero), always after a short warm-up
-    text_learning_rate: float = 0.0
     hide_resolution: float = 0.0  # probability that a film kept at more than 160 px is shown as if kept at 128
 
 
@@ -85,94 +71,6 @@ class PretrainRecipe:
     augment: AugmentStrength = field(default_factory=AugmentStrength)
 
 
-class Learner(nn.Module):
-    """Image tower, text tower and the heads that only training needs. State keys of the towers are open_clip's own."""
-
-    def __init__(self, recipe: PretrainRecipe, size: int, target_names: tuple[str, ...], priors: Tensor) -> None:
-        super().__init__()
-        self.visual = build_visual(recipe.model, size)
-        width = self.visual.trunk.num_features
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.logit_bias = nn.Parameter(torch.tensor(-4.0))
-        stride = self.visual.trunk.feature_info[-1]["reduction"]
-        self.masked = objectives.MaskedFilm(width, stride)
-        self.findings = objectives.FindingSupervision(width, priors)
-        self.target_names = target_names
-        self.text: nn.Module | None = None
-        self.captions: objectives.Captioning | None = None
-
-    def add_text(self, text: nn.Module, vocabulary: int, pad_id: int) -> None:
-        self.text = text
-        self.captions = objectives.Captioning(self.visual.trunk.num_features, vocabulary, pad_id)
-
-    def feature_map(self, films: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, D, h, w), after the tower's last norm."""
-        features: Tensor = self.visual.trunk.forward_features(films)
-        return features
-
-    def project(self, features: Tensor) -> Tensor:
-        """(..., D) -> (..., E) unit length, by the tower's own projection."""
-        return F.normalize(self.visual.head(features).float(), dim=-1)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        assert self.text is not None
-        return F.normalize(self.text(ids).float(), dim=-1)
-
-
-def build_visual(recipe: ModelRecipe, size: int) -> Any:
-    """open_clip's TimmModel with its trunk made for `size` pixels (position embeddings are the only size-bound tensors)."""
-    import timm
-    from open_clip.timm_model import TimmModel
-
-    visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
-    visual.trunk = timm.create_model(recipe.timm_name, img_size=size, drop_path_rate=recipe.drop_path)
-    visual.trunk.reset_classifier(0, global_pool="avg")
-    return visual.to(memory_format=torch.channels_last)
-
-
-def fit_positions(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with position embeddings (1, D, h, w) resized to the wanted grid where it differs."""
-    fitted = dict(state)
-    for name, tensor in state.items():
-        if "pos_embed" in name and name in wanted and tensor.shape != wanted[name].shape:
-            grid = wanted[name].shape[-2:]
-            fitted[name] = F.interpolate(tensor.float(), grid, mode="bicubic", antialias=True)
-    return fitted
-
-
-class TextSide:
-    """What alignment needs of language: token ids of reports and of finding prompts."""
-
-    def __init__(self, folder: Path) -> None:
-        from training.language import load_text_tower
-
-        self.tower, self.tokenizer, self.config = load_text_tower(folder)
-        self.vocabulary = int(self.config["vocab_size"])
-        self.pad_id = int(self.config.get("pad_id", 0))
-
-    def ids(self, texts: list[str]) -> Tensor:
-        ids: Tensor = self.tokenizer(texts)
-        return ids
-
-
-class Prompts:
-    """Positive and negative sentences for each target that has words; one of each is drawn per step."""
-
-    def __init__(self, target_names: tuple[str, ...]) -> None:
-        from foundation.prompts import prompt_pairs
-
-        self.names = [name for name in target_names if prompt_pairs(name) is not None]
-        self.columns = [target_names.index(name) for name in self.names]
-        pairs = [prompt_pairs(name) for name in self.names]
-        self._pairs = [pair for pair in pairs if pair is not None]
-
-    def draw(self, random: np.random.Generator) -> tuple[list[str], list[str]]:
-        return (
-            [str(random.choice(positive)) for positive, _ in self._pairs],
-            [str(random.choice(negative)) for _, negative in self._pairs],
-        )
-
-
 class Pretraining:
     """One run: its tables, its learner, its place (stage, step) and its files under `out`."""
 
@@ -180,11 +78,13 @@ class Pretraining:
         self.recipe, self.out = recipe, out
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
-            raise InvalidRequest(f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives")
+            raise InvalidRequest(
+                f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives"
+            )
         manifest = load_manifest(Path(recipe.data.manifest))
         allowed = set(recipe.data.licence_classes)
         self.rows = {
-            split: [r for r in manifest.rows(split) if r.extra.get("licence_class") in allowed and _is_chest(r)]
+            split: [row for row in manifest.of(split) if row.licence_class in allowed and _is_chest(row)]
             for split in ("train", "val")
         }
         self.tables: dict[tuple[str, int], datasets.FilmTable] = {}
@@ -222,7 +122,7 @@ class Pretraining:
             self._load_optimizer(optimizer, learner)
         sampler = datasets.StreamSampler(table, recipe.data.streams, recipe.batch, recipe.seed * 1000 + index)
         text = self._text if _needs_text(stage) else None
-        prompts = Prompts(table.target_names) if text else None
+        prompts = self._prompts if _needs_text(stage) else None
         steps = stage.films // recipe.batch
         started = saved = time.monotonic()
         losses: dict[str, float] = {}
@@ -232,7 +132,7 @@ class Pretraining:
             torch.manual_seed(seed)
             rate = _rate(step, steps, stage.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
+                group["lr"] = stage.learning_rate * rate
             parts = self._losses(learner, table, sampler.at(step), stage, text, prompts, seed)
             total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
             if not torch.isfinite(total):
@@ -289,13 +189,10 @@ class Pretraining:
         random = np.random.default_rng(seed)
         scale = learner.logit_scale.exp()
         images = learner.project(pooled)
-        reports = [table.texts[i] for i in chosen]
-        positive, negative = prompts.draw(random)
-        phantom_words = [str(random.choice(prompts_for)) for prompts_for in self._phantom_words]
+        reports = [str(random.choice(table.texts[i])) for i in chosen]
+        positive, negative, phantom_words = prompts.draw(random)
         sentences = reports + positive + negative + phantom_words
-        ids = text.ids(sentences)
-        with torch.autocast("cpu", torch.bfloat16):
-            embedded = learner.encode_text(ids)
+        embedded = learner.project_text(text.pooled(sentences))
         report_e, positive_e, negative_e, phantom_e = embedded.split(
             [len(reports), len(positive), len(negative), len(phantom_words)]
         )
@@ -303,11 +200,11 @@ class Pretraining:
             soft, weight = objectives.pair_targets(targets, reports)
             parts["pairs"] = objectives.sigmoid_pair_loss(images, report_e, soft, weight, scale, learner.logit_bias)
         if "prompts" in stage.objectives:
-            wanted = targets[:, prompts.columns]
-            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, scale)
+            wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
+            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
             with torch.autocast("cpu", torch.bfloat16):
-                parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), ids[: len(reports)])
+                parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
         if "patches" in stage.objectives and table.masks is not None:
             patches = learner.project(features.flatten(2).transpose(1, 2))
             masks = F.adaptive_avg_pool2d(torch.from_numpy(table.masks[chosen]).float(), features.shape[-2:])
@@ -325,14 +222,12 @@ class Pretraining:
         torch.manual_seed(self.recipe.seed)
         stage = self.recipe.stage[index]
         priors = torch.from_numpy(np.nan_to_num(np.nanmean(table.targets, axis=0), nan=0.5))
-        learner = Learner(self.recipe, stage.size, table.target_names, priors)
+        learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
         if _needs_text(stage):
-            self._text = TextSide(Path(self.recipe.model.text_folder))
-            learner.add_text(self._text.tower, self._text.vocabulary, self._text.pad_id)
-            from foundation.prompts import prompt_pairs
-
-            pairs = [prompt_pairs(f"phantom {name}") for name in PHANTOM_FINDINGS]
-            self._phantom_words = [list(pair[0]) if pair else [name] for pair, name in zip(pairs, PHANTOM_FINDINGS, strict=True)]
+            reports = (text for texts in table.texts for text in texts)
+            self._prompts = Prompts(table.target_names)
+            self._text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
+            learner.add_text(self._text)
         state_file = self.out / "learner.safetensors"
         if state_file.is_file():
             own = learner.state_dict()
@@ -341,19 +236,18 @@ class Pretraining:
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
-                raise InvalidRequest(f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew.")
+                raise InvalidRequest(
+                    f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew."
+                )
         return learner
 
     def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in learner.named_parameters():
-            rate = stage.text_learning_rate if name.startswith("text.") else stage.learning_rate
-            parameter.requires_grad_(rate > 0)
             decay = self.recipe.weight_decay if parameter.ndim > 1 and "pos_embed" not in name else 0.0
-            if rate > 0:
-                groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault(decay, []).append(parameter)
         return torch.optim.AdamW(
-            [{"params": held, "peak": rate, "weight_decay": decay} for (rate, decay), held in groups.items()],
+            [{"params": held, "weight_decay": decay} for decay, held in groups.items()],
             lr=stage.learning_rate,
             betas=(0.9, 0.98),
         )
@@ -408,12 +302,12 @@ class Pretraining:
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
                 group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
-                values.setdefault(group, []).append(float(auroc(truth, scores[known, column])))
+                values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
 
-def _is_chest(row: Any) -> bool:
-    return row.extra.get("source") != "vqa_rad" or "chest" in str(row.extra.get("body_part", row.extra.get("organ", "chest"))).lower()
+def _is_chest(row: Row) -> bool:
+    return str(row.get("modality") or "CXR") == "CXR"
 
 
 def _needs_text(stage: StageRecipe) -> bool:

@@ -25,12 +25,13 @@ HEART_RATIOS = {"small": (0.555, 0.595), "moderate": (0.605, 0.66), "large": (0.
 
 @dataclass(frozen=True)
 class Lesion:
-    """Pictures (H, W); `airless` marks where vessels are gone because the lung is not there."""
+    """Pictures (H, W); `airless` marks where lung and vessels are gone, and what is `diffuse` in the lung."""
 
     mask: Mask
     opacity: FloatArray | None = None
     extra: FloatArray | None = None
     airless: FloatArray | None = None
+    diffuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def _effusion(site: Site) -> Lesion:
     x, y = site.canvas.grid
     opacity = np.zeros_like(x)
     for side in site.sides:
-        level = site.rng.uniform(*((1.00, 1.02), (0.74, 0.84), (0.38, 0.56))[site.grade])
-        climb = site.rng.uniform(*((0.17, 0.22), (0.20, 0.30), (0.18, 0.30))[site.grade])
+        level = site.rng.uniform(*((1.00, 1.02), (0.78, 0.86), (0.42, 0.58))[site.grade])
+        climb = site.rng.uniform(*((0.18, 0.23), (0.24, 0.34), (0.22, 0.34))[site.grade])
         base = anatomy.dome_drop if side == "left" else 0.0
         d = np.clip(x * np.float32(sign_of(side) / anatomy.half_width), 0, 1.1)
-        surface = level + base - climb * d ** np.float32(4 if site.grade == 0 else 2.5)
+        surface = level + base - climb * d**4
         depth = (y / np.float32(anatomy.height) - surface) * np.float32(anatomy.height)
         soft_edge = np.clip(depth / np.float32(0.022) + 0.5, 0, 1)
         opacity = np.maximum(opacity, soft_edge * site.half(side))
@@ -107,7 +108,8 @@ def _pneumothorax(site: Site) -> Lesion:
     outline, hilum = layers.outlines[side], anatomy.hilum(side)
     gap = site.rng.uniform(*((0.17, 0.22), (0.28, 0.38), (0.48, 0.62))[site.grade])
     height = np.clip(outline[:, 1] / anatomy.height, 0, 1)
-    keep = 1 - gap * (1 - (0.75, 0.5, 0.25)[site.grade] * height) - 0.03 * np.sin(7 * height)
+    outward = np.clip((np.abs(outline[:, 0]) / anatomy.half_width - 0.15) / 0.35, 0, 1)
+    keep = 1 - outward * (gap * (1 - (0.85, 0.6, 0.25)[site.grade] * height) + 0.02 * np.sin(7 * height))
     shrunk = hilum + (outline - hilum) * keep[:, None]
     collapsed = canvas.fill(shrunk) * layers.lungs[side]
     lateral = canvas.grid[0] * np.float32(sign_of(side)) > 0.2 * anatomy.half_width
@@ -181,10 +183,11 @@ def _edema(site: Site) -> Lesion:
             wall = sign_of(side) * (0.93 + site.rng.uniform(-0.02, 0.02))
             ends = anatomy.points([(wall, c), (wall - sign_of(side) * 0.11, c + 0.006)])
             kerley.append((ends, 0.0035, 1.0))
-    lines = 0.25 * canvas.blur(canvas.stroke(kerley), 0.001) * np.maximum(*site.layers.lungs.values())
+    lines = 0.14 * canvas.blur(canvas.stroke(kerley), 0.001) * np.maximum(*site.layers.lungs.values())
     haze = np.clip(opacity, 0, 1)
     strength = (0.52, 0.64, 0.78)[site.grade]
-    return Lesion(mask=haze >= 0.4, opacity=np.asarray(np.clip(haze * strength + lines, 0, 0.95), dtype=np.float32))
+    density = np.asarray(np.clip(haze * strength + lines, 0, 0.95), dtype=np.float32)
+    return Lesion(mask=haze >= 0.4, opacity=density, diffuse=True)
 
 
 def _atelectasis(site: Site) -> Lesion:

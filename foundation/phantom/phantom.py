@@ -85,15 +85,14 @@ def make_phantom(seed: int, size: int = 224, findings: Sequence[str | PhantomFin
 def _opacity(layers: Layers, lesions: Sequence[Lesion]) -> FloatArray:
     """What the rays meet: lesions take the place of air, so an effusion hides the nodule in it."""
     passing = (1 - 0.93 * layers.heart) * (1 - 0.95 * layers.centre)
-    vessels, extra = layers.vessels, np.zeros_like(layers.soft)
+    extra = np.zeros_like(layers.soft)
+    lung = np.float32(1) - sum((one.airless for one in lesions if one.airless is not None), np.float32(0))
     for lesion in lesions:
-        if lesion.airless is not None:
-            vessels = vessels * (1 - lesion.airless)
         if lesion.opacity is not None:
-            passing = passing * (1 - lesion.opacity)
+            passing = passing * (1 - lesion.opacity * (lung if lesion.diffuse else 1))
         if lesion.extra is not None:
             extra = extra + lesion.extra
-    flesh = layers.soft - layers.air * passing * (1 - 0.55 * vessels)
+    flesh = layers.soft - layers.air * passing * (1 - 0.55 * layers.vessels * lung)
     bone = layers.bone * np.clip(1.7 - flesh, 0.35, 1.0)  # bone shows less where little radiation is left
     return np.asarray(flesh + bone + extra, dtype=np.float32)
 
@@ -103,8 +102,9 @@ def _masks(layers: Layers, lesions: dict[str, Lesion]) -> dict[str, Mask]:
     masks: dict[str, Mask] = {f"{side} lung": (layers.lungs[side] >= 0.5) & visible for side in ("left", "right")}
     masks["heart"] = layers.heart >= 0.5
     masks.update({name: lesion.mask for name, lesion in lesions.items()})
-    if "pneumothorax" in masks and "effusion" in masks:
-        masks["pneumothorax"] = masks["pneumothorax"] & ~masks["effusion"]
+    for hidden, hiding in (("pneumothorax", "effusion"), ("edema", "effusion"), ("edema", "pneumothorax")):
+        if hidden in masks and hiding in masks:
+            masks[hidden] = masks[hidden] & ~masks[hiding]
     return masks
 
 

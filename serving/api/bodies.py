@@ -117,9 +117,7 @@ async def _fields(form: FormData, model: type[BodyT]) -> dict[str, Any]:
         fields[name] = texts[0] if len(texts) == 1 else texts
     films = [{"data": await _file_bytes(value)} for value in form.getlist(FILE_PART)]
     if films and model.film_field in fields:
-        raise InvalidRequest(
-            f"Send films as '{FILE_PART}' parts or in '{model.film_field}', not both.", param=model.film_field
-        )
+        raise InvalidRequest(f"Send films as '{FILE_PART}' parts or in '{model.film_field}', not both.", param=model.film_field)
     if films:
         fields[model.film_field] = films[0] if len(films) == 1 else films
     return fields

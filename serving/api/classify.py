@@ -51,9 +51,7 @@ def _item(body: ClassifyBody, index: int, asked: Asked | VesaliusError) -> Class
 def _probabilities(value: Mapping[str, Any]) -> Iterator[LabelProbability]:
     labels = value["labels"]
     thresholds = value.get("thresholds") or [None] * len(labels)
-    for label, probability, logit, threshold in zip(
-        labels, value["probabilities"], value["logits"], thresholds, strict=True
-    ):
+    for label, probability, logit, threshold in zip(labels, value["probabilities"], value["logits"], thresholds, strict=True):
         yield LabelProbability(
             label=label,
             probability=probability,

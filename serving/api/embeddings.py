@@ -62,9 +62,7 @@ def _check(service: Service, body: EmbeddingsBody, texts: Sequence[str], films: 
 def _check_dimensions(body: EmbeddingsBody, model: ModelInfo) -> None:
     if body.dimensions is not None and body.dimensions != model.embed_dim:
         size = f" of {model.embed_dim} numbers" if model.embed_dim else " of one size"
-        raise InvalidRequest(
-            f"Model '{model.name}' gives embeddings{size} only. Leave 'dimensions' out.", param="dimensions"
-        )
+        raise InvalidRequest(f"Model '{model.name}' gives embeddings{size} only. Leave 'dimensions' out.", param="dimensions")
 
 
 async def _ask_film(service: Service, body: EmbeddingsBody, model: ModelInfo, name: str, film: FilmInput) -> Asked:
@@ -72,9 +70,7 @@ async def _ask_film(service: Service, body: EmbeddingsBody, model: ModelInfo, na
     return await service.ask(service.request("embed_image", model, film=decoded))
 
 
-def _assemble(
-    body: EmbeddingsBody, model: ModelInfo, text_places: Sequence[int], asked: Sequence[Asked]
-) -> EmbeddingsAnswer:
+def _assemble(body: EmbeddingsBody, model: ModelInfo, text_places: Sequence[int], asked: Sequence[Asked]) -> EmbeddingsAnswer:
     """Put each vector where its input stood. `asked` holds one answer a film, then one for all the texts."""
     total = len(body.input) + len(body.images)
     film_places = [place for place in range(total) if place not in set(text_places)]

@@ -38,6 +38,4 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus's text format."""
     service = service_of(request)
-    return Response(
-        service.metrics.render(service.gateway.readiness()), headers={"Content-Type": service.metrics.content_type}
-    )
+    return Response(service.metrics.render(service.gateway.readiness()), headers={"Content-Type": service.metrics.content_type})

@@ -24,6 +24,4 @@ async def get_model(request: Request, model_id: str) -> Response:
     for info in service_of(request).gateway.models():
         if info.name == model_id:
             return json_answer(Model.from_info(info))
-    raise ModelNotFound(
-        f"There is no model '{model_id[:100]}' here. GET /v1/models lists what there is.", param="model"
-    )
+    raise ModelNotFound(f"There is no model '{model_id[:100]}' here. GET /v1/models lists what there is.", param="model")

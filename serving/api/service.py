@@ -83,7 +83,7 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.request_timeout_s):
                 decoded = await self.gateway.decode(raw)
-        except FilmError as error:
+        except (FilmError, InvalidRequest) as error:
             error.param = name
             raise
         except TimeoutError:

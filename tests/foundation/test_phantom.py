@@ -9,6 +9,8 @@ import pytest
 
 from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS, SEVERITIES, Phantom, PhantomFinding, make_phantom
+from foundation.phantom.findings import draw_findings
+from foundation.phantom.words import write_questions
 
 SIZE = 96
 SEEDS = range(4)
@@ -121,6 +123,15 @@ def test_free_air_has_no_lung_markings() -> None:
         assert ill.film[free].mean() < healthy.film[free].mean() - 4
 
 
+def test_masks_of_what_cannot_be_in_one_place_are_apart() -> None:
+    asked = [PhantomFinding("pneumothorax", "right", severity="large"), "edema", PhantomFinding("effusion", "right")]
+    for seed in SEEDS:
+        masks = make_phantom(seed, SIZE, asked).masks
+        assert not (masks["edema"] & (masks["pneumothorax"] | masks["effusion"])).any()
+        assert not (masks["pneumothorax"] & masks["effusion"]).any()
+        assert masks["edema"].any()
+
+
 def test_anatomy_does_not_depend_on_the_size() -> None:
     small, large = make_phantom(3, 80, ["mass"]), make_phantom(3, 160, ["mass"])
     reduced = large.masks["mass"].reshape(80, 2, 80, 2).mean(axis=(1, 3)) >= 0.5
@@ -128,8 +139,6 @@ def test_anatomy_does_not_depend_on_the_size() -> None:
 
 
 def test_random_phantoms_are_normal_in_about_a_quarter_and_show_every_finding() -> None:
-    from foundation.phantom.findings import draw_findings
-
     drawn = [draw_findings(np.random.default_rng((seed, 1))) for seed in range(2000)]
     assert 0.24 < np.mean([not one for one in drawn]) < 0.30
     shares = {name: np.mean([name in [finding.name for finding in one] for one in drawn]) for name in FINDINGS}
@@ -197,7 +206,8 @@ def test_answers_name_place_and_severity() -> None:
 
 
 def test_yes_and_no_are_balanced() -> None:
-    closed = [q.answer for seed in range(150) for q in make_phantom(seed, 48).questions() if q.kind == "closed"]
+    drawn = [(seed, draw_findings(np.random.default_rng(seed))) for seed in range(600)]
+    closed = [q.answer for seed, findings in drawn for q in write_questions(seed, findings) if q.kind == "closed"]
     share = np.mean([answer.startswith("Yes") for answer in closed])
     assert 0.42 < share < 0.58
 

@@ -9,11 +9,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 from PIL import Image
+
+from serving.limits import ServerLimits
+
+LIMITS = ServerLimits(
+    max_body_bytes=200_000,
+    max_bytes_in_flight=1_000_000,
+    max_images=4,
+    max_labels=6,
+    max_prompts=20,
+    max_text_chars=99,
+    max_tokens=64,
+)
+LABELS = ["effusion", "nodule"]
 
 
 def png_film(seed: int = 0, size: int = 48) -> bytes:
@@ -35,8 +50,20 @@ def _encode(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-DICOM_FILM = b"\0" * 128 + b"DICM" + b"fake"
-NIFTI_FILM = b"\x5c\x01\x00\x00" + b"fake"
+def nifti_volume(slices: int = 20) -> bytes:
+    """A small grey volume, no two slices alike."""
+    import nibabel
+
+    voxels = np.random.default_rng(0).integers(0, 1000, (16, 16, slices)).astype(np.int16)
+    return nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
+
+
+def dicom_ct_slice() -> bytes:
+    """A real CT slice that pydicom carries for its own tests."""
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file("CT_small.dcm", download=False)
+    return Path(str(path)).read_bytes()
 
 
 def data_uri(data: bytes) -> str:
@@ -65,3 +92,23 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until, "what was waited for did not happen"
         time.sleep(0.005)
+
+
+def files(*films: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", ("anything", film)) for film in films]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error object, checked for OpenAI's shape."""
+    content = response.json()
+    assert set(content) == {"error"}
+    assert set(content["error"]) == {"message", "type", "param", "code"}
+    assert content["error"]["message"].endswith((".", "KEY'."))
+    return content["error"]
+
+
+def without_times(content: Any) -> Any:
+    """An answer less what differs from call to call."""
+    if isinstance(content, dict):
+        return {key: without_times(item) for key, item in content.items() if key not in ("timings", "id", "created")}
+    return [without_times(item) for item in content] if isinstance(content, list) else content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,31 +10,11 @@ import numpy as np
 import openai
 import pytest
 from fastapi import FastAPI
-from live_api import DICOM_FILM, NIFTI_FILM, data_uri, png_film, serving, wait_until
+from live_api import LIMITS, data_uri, dicom_ct_slice, nifti_volume, png_film, wait_until
 
-from serving.api.app import create_app
 from serving.fake import ADAPTER, BASE, EMBED_DIM, FakeGateway, answer_words
-from serving.limits import ServerLimits
 
-LIMITS = ServerLimits(max_body_bytes=200_000, max_bytes_in_flight=2_000_000, max_tokens=64)
 QUESTION = "Is there an effusion?"
-
-
-@pytest.fixture(scope="module")
-def app() -> FastAPI:
-    return create_app(FakeGateway(), limits=LIMITS)
-
-
-@pytest.fixture(scope="module")
-def address(app: FastAPI) -> Iterator[str]:
-    with serving(app) as found:
-        yield found
-
-
-@pytest.fixture
-def gateway(app: FastAPI) -> FakeGateway:
-    app.state.service.gateway = FakeGateway()
-    return app.state.service.gateway
 
 
 @pytest.fixture
@@ -79,8 +60,6 @@ def test_embeddings_are_the_same_as_float_and_as_base64(client: openai.OpenAI) -
 
 def test_base64_embeddings_are_little_endian_float32(client: openai.OpenAI) -> None:
     raw = client.embeddings.with_raw_response.create(model=BASE, input="effusion", encoding_format="base64")
-    import base64
-
     given = np.frombuffer(base64.b64decode(raw.http_response.json()["data"][0]["embedding"]), dtype="<f4")
     wanted = client.embeddings.create(model=BASE, input="effusion", encoding_format="float").data[0].embedding
     np.testing.assert_allclose(given, wanted, atol=1e-7)
@@ -293,15 +272,14 @@ def test_a_question_without_a_film_is_answered(client: openai.OpenAI) -> None:
 
 
 def test_dicom_and_nifti_parts(client: openai.OpenAI, gateway: FakeGateway) -> None:
-    import base64
-
     def part(kind: str, data: bytes, **more: int) -> list[dict[str, Any]]:
         film = {"data": base64.b64encode(data).decode(), **more}
         return [{"role": "user", "content": [{"type": "text", "text": QUESTION}, {"type": kind, kind: film}]}]
 
-    client.chat.completions.create(model=BASE, messages=part("dicom", DICOM_FILM))
+    answer = client.chat.completions.create(model=BASE, messages=part("dicom", dicom_ct_slice()))
     assert gateway.requests[-1].film.source_format == "dicom"
-    answer = client.chat.completions.create(model=BASE, messages=part("nifti", NIFTI_FILM, slice_index=3))
+    assert answer.choices[0].message.content == "Not assessed: this looks like an image of modality CT."
+    answer = client.chat.completions.create(model=BASE, messages=part("nifti", nifti_volume(), slice_index=3))
     assert (answer.vesalius["film"]["slice_index"], answer.vesalius["film"]["slices"]) == (3, 20)
 
 
@@ -315,16 +293,15 @@ def test_failures_behind_the_api_have_their_status(client: openai.OpenAI, gatewa
 
 def test_a_failure_in_the_middle_of_a_stream_reaches_its_reader(client: openai.OpenAI, gateway: FakeGateway) -> None:
     gateway.error, gateway.break_after = ("engine_unavailable", "The engine stopped."), 2
-    pieces = []
+    stream = client.chat.completions.create(model=BASE, messages=ask_about(png_film()), stream=True)
+    opening, *words = (next(stream).choices[0].delta.content for _ in range(3))
+    assert opening == ""
+    assert all(words)
     with pytest.raises(openai.APIError, match="The engine stopped"):
-        for chunk in client.chat.completions.create(model=BASE, messages=ask_about(png_film()), stream=True):
-            pieces.append(chunk.choices[0].delta.content)
-    assert len(pieces) == 3  # the opening and two words
+        next(stream)
 
 
-def test_leaving_a_stream_withdraws_the_question(
-    client: openai.OpenAI, gateway: FakeGateway, app: FastAPI
-) -> None:
+def test_leaving_a_stream_withdraws_the_question(client: openai.OpenAI, gateway: FakeGateway, app: FastAPI) -> None:
     gateway.delay_s = 0.05
     stream = client.chat.completions.create(model=BASE, messages=ask_about(png_film()), stream=True)
     next(iter(stream))
