@@ -46,9 +46,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InvalidRequest(
-                f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.", param="precision"
-            )
+            raise InvalidRequest(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.", param="precision")
         for name in ("tokens_per_turn", "cached_texts"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)

@@ -25,7 +25,7 @@ from foundation.errors import (
 )
 from serving.messages import Film, RawFilm
 from serving.spawn import end, kill, spawn
-from serving.transport import AsyncChannel, PeerLost, film_from_plain, raw_film_to_plain
+from serving.transport import AsyncChannel, PeerLostError, film_from_plain, raw_film_to_plain
 
 if TYPE_CHECKING:
     from foundation.preprocess import InputContract
@@ -106,7 +106,7 @@ class DecodePool:
                 f"The film took longer than {self.config.time_limit_s:g} seconds to decode, and was given up. "
                 "Send it uncompressed, or fewer frames."
             ) from None
-        except PeerLost:
+        except PeerLostError:
             self._replace(decoder)
             raise FilmUnreadable("The film broke the decoder: it is damaged. Export it again.") from None
         self._idle.put_nowait(decoder)
@@ -127,7 +127,7 @@ class DecodePool:
         try:
             async with asyncio.timeout(self.config.start_limit_s):
                 await channel.receive()
-        except (PeerLost, TimeoutError):
+        except (PeerLostError, TimeoutError):
             self._dismiss(decoder)
             raise EngineUnavailable("A decode process could not start; the server's log says more.") from None
         self._idle.put_nowait(decoder)

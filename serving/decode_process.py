@@ -14,11 +14,11 @@ from typing import Any
 
 from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRequest, VesaliusError
 from foundation.image import Window
-from foundation.preprocess import pick_slice, render
+from foundation.preprocess import InputContract, pick_slice, render
 from foundation.readers import read_film
 from serving.messages import Film, RawFilm
 from serving.spawn import parent_channel
-from serving.transport import PeerLost, contract_from_plain, film_to_plain, raw_film_from_plain
+from serving.transport import PeerLostError, contract_from_plain, film_to_plain, raw_film_from_plain
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     for message in channel:
         try:
             channel.send(answer(message))
-        except PeerLost:
+        except PeerLostError:
             return
 
 

@@ -23,7 +23,7 @@ from foundation.errors import (
 from serving.config import EngineConfig
 from serving.messages import Outcome, Request
 from serving.spawn import end, kill, spawn
-from serving.transport import AsyncChannel, PeerLost, failure, outcome_from_plain, request_to_plain
+from serving.transport import AsyncChannel, PeerLostError, failure, outcome_from_plain, request_to_plain
 
 log = logging.getLogger("serving.engine")
 LOST = "The engine stopped while it worked on this request, and is being started again. Try again in a moment."
@@ -114,7 +114,7 @@ class EngineLink:
             await self._running.channel.send({"kind": "request", "request": request_to_plain(request)})
         except UnicodeEncodeError:
             self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
-        except PeerLost:
+        except PeerLostError:
             self._deliver(failure(request.id, EngineUnavailable(LOST)))
         except asyncio.CancelledError:
             self.release(answers)
@@ -133,7 +133,7 @@ class EngineLink:
             async with asyncio.timeout(self._start_limit_s):
                 await channel.send({"kind": "open", "config": asdict(self._config)})
                 greeting = await channel.receive()
-        except (PeerLost, TimeoutError):
+        except (PeerLostError, TimeoutError):
             kill(process)
             channel.close()
             raise EngineUnavailable("The engine could not start; the server's log says more.") from None
@@ -172,7 +172,7 @@ class EngineLink:
                     self.last_forward = self._last_heard
                 elif message["kind"] == "outcome":
                     self._deliver(outcome_from_plain(message["outcome"]))
-        except PeerLost:
+        except PeerLostError:
             self._running = None
             kill(running.process)
             running.channel.close()

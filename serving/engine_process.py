@@ -19,7 +19,7 @@ from serving.config import EngineConfig
 from serving.engine_loop import EngineLoop
 from serving.scheduler import Scheduler
 from serving.spawn import parent_channel
-from serving.transport import Channel, PeerLost
+from serving.transport import Channel, PeerLostError
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     channel = parent_channel()
     try:
         serve(channel, EngineConfig(**channel.receive()["config"]))
-    except PeerLost:
+    except PeerLostError:
         return
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def shuffled(pixels: Pixels) -> Pixels:
     """The film's cells in another order, the same for the same film: its texture without its anatomy."""
     size = pixels.shape[0]
     edges = [round(size * step / SHUFFLE_CELLS) for step in range(SHUFFLE_CELLS + 1)]
-    side = min(b - a for a, b in zip(edges, edges[1:], strict=False))
+    side = min(b - a for a, b in pairwise(edges))
     if side < 1:
         return pixels.copy()
     seed = int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:8], "big")

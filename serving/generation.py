@@ -60,9 +60,9 @@ class Chat:
         from foundation.decoder import TextWriter
 
         decoder, pictures = self._decoder, self._opening.pictures
-        prompts = [
-            decoder.prompt_ids(self._opening.turns, picture.findings, len(picture.tokens)) for picture in pictures
-        ] or [decoder.prompt_ids(self._opening.turns, None, 0)]
+        prompts = [decoder.prompt_ids(self._opening.turns, picture.findings, len(picture.tokens)) for picture in pictures] or [
+            decoder.prompt_ids(self._opening.turns, None, 0)
+        ]
         ids = prompts[0]
         writer = TextWriter(decoder.tokenizer, self.request.sampling, len(ids), room=decoder.context - len(ids))
         embedded = decoder.embed(ids, pictures[0].tokens if pictures else None)

@@ -29,7 +29,7 @@ _LENGTH = struct.Struct(">Q")
 MAX_FRAME_BYTES = 1 << 30
 
 
-class PeerLost(Exception):
+class PeerLostError(Exception):
     """The process at the other end has gone, or speaks nonsense."""
 
 
@@ -46,7 +46,7 @@ class Channel:
             try:
                 self._socket.sendall(pack(message))
             except OSError as error:
-                raise PeerLost from error
+                raise PeerLostError from error
 
     def receive(self) -> dict[str, Any]:
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
@@ -57,7 +57,7 @@ class Channel:
         while True:
             try:
                 yield self.receive()
-            except PeerLost:
+            except PeerLostError:
                 return
 
     def _read(self, size: int) -> bytes:
@@ -67,9 +67,9 @@ class Channel:
             try:
                 got = self._socket.recv_into(view[filled:])
             except OSError as error:
-                raise PeerLost from error
+                raise PeerLostError from error
             if not got:
-                raise PeerLost
+                raise PeerLostError
             filled += got
         return bytes(held)
 
@@ -93,7 +93,7 @@ class AsyncChannel:
             self._writer.write(frame)
             await self._writer.drain()
         except OSError as error:
-            raise PeerLost from error
+            raise PeerLostError from error
 
     def post(self, message: Message) -> None:
         """Send without waiting; lost if the peer is."""
@@ -105,7 +105,7 @@ class AsyncChannel:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             return unpack(await self._reader.readexactly(checked(length)))
         except (asyncio.IncompleteReadError, OSError) as error:
-            raise PeerLost from error
+            raise PeerLostError from error
 
     def close(self) -> None:
         self._writer.close()
@@ -121,15 +121,15 @@ def unpack(body: bytes) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(body, strict_map_key=False)
     except (ValueError, msgpack.UnpackException) as error:
-        raise PeerLost from error
+        raise PeerLostError from error
     if not isinstance(message, dict):
-        raise PeerLost
+        raise PeerLostError
     return message
 
 
 def checked(length: int) -> int:
     if length > MAX_FRAME_BYTES:
-        raise PeerLost
+        raise PeerLostError
     return length
 
 

@@ -30,9 +30,7 @@ class PromptSet:
     negative: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
-    def from_labels(
-        cls, labels: list[str], templates: list[str], negatives: list[str] | None, scoring: str
-    ) -> PromptSet:
+    def from_labels(cls, labels: list[str], templates: list[str], negatives: list[str] | None, scoring: str) -> PromptSet:
         """Every label (and negative) in every template. Raises InvalidRequest naming what does not fit."""
         if scoring not in SCORINGS:
             raise InvalidRequest(f"scoring is {scoring!r}; use one of {', '.join(SCORINGS)}.", param="scoring")

@@ -15,16 +15,13 @@ from adapters.tasks.classification import ClassificationHead
 from foundation.backbone import Backbone
 from foundation.lexicon import FINDINGS
 from foundation.prompt import SPECIALS
-from foundation.questions import interpret_question
 from serving.messages import Film
 from serving.prompts import finding_prompts
 
 SIZE = 160
 LABELS = ("effusion", "mass", "nodule")
-WORDS = " ".join(
-    [*FINDINGS, *(text for name in FINDINGS for pair in finding_prompts(name) for text in pair)]
-    + ["is there an effusion and where ? . , ; yes no i see present absent not assessed presence location describe"]
-)
+_MORE = "is there an effusion and where ? . , ; yes no i see present absent not assessed presence location describe"
+WORDS = " ".join([*FINDINGS, *(text for name in FINDINGS for pair in finding_prompts(name) for text in pair), _MORE])
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -130,7 +127,3 @@ def noise_film(seed: int, modality: str = "") -> Film:
     coarse = random.integers(0, 256, (SIZE // 16, SIZE // 16, 3), dtype=np.uint8)
     pixels = np.kron(coarse, np.ones((16, 16, 1), np.uint8))
     return Film(pixels, digest=f"{seed:064x}", modality=modality)
-
-
-def asks_for(question: str) -> str | None:
-    return interpret_question(question).finding
