@@ -2,9 +2,10 @@
 
     corpus -> trimmed WordPiece vocabulary -> teacher embeddings (once) -> student, trained on three terms
 
-The terms: the student, mapped linearly, points where the teacher points (cosine); sentences are as far from each other as
-the teacher has them (pairwise); and where two sentences carry claims, the distance is ours, not the teacher's,
-because a general encoder puts "effusion" beside "no effusion" and "left" beside "right".
+The terms: the student, mapped linearly, points where the teacher points (cosine); sentences are as far from each other
+as the teacher has them (pair); where two sentences carry claims, the distance is ours (claim), most of all between a
+finding and its denial (denial) and between a sentence and itself with left and right exchanged (mirror), because a
+general encoder puts "effusion" beside "no effusion" and "left" beside "right".
 
 The tower is bidirectional with an appended class token (`embed_cls`, `no_causal_mask`): of open_clip's poolings it is the
 one that both sees the whole sentence and leaves padding out of the attention. The teacher is all-MiniLM-L6-v2 (Apache-2.0,
@@ -37,6 +38,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]"
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
 _ZONE_CODES = {None: 0, "upper": 1, "mid": 2, "lower": 3}
 _SEVERITY_CODES = {None: 0, "mild": 1, "moderate": 2, "severe": 3}
+_MIRRORED = 0.45  # the similarity of a sentence to its mirror image
 Log = Callable[[str], None]
 
 
@@ -50,7 +52,7 @@ class TextRecipe:
     layers: int = 4
     context_length: int = 64
     embed_dim: int = 256
-    steps: int = 750
+    steps: int = 900
     batch: int = 256
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
@@ -313,6 +315,12 @@ def claim_similarity(codes: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(normal & ~same, torch.where(absent, 0.6, -0.1), target), both
 
 
+def is_denial(codes: Tensor) -> Tensor:
+    """(B, B) bool: one claims the finding that the other denies."""
+    finding, present = codes[:, 0], codes[:, 1]
+    return (finding[:, None] == finding[None]) & (finding[:, None] >= 0) & (present[:, None] != present[None])
+
+
 def _unlike(codes: Tensor, *, one_unknown: bool = False) -> Tensor:
     first, second = codes[:, None], codes[None]
     if one_unknown:
@@ -353,6 +361,8 @@ class _Trainer:
         vectors = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        self.side_ids = (words.index("left"), words.index("right"))
         self.step = 0
         self._resume()
 
@@ -399,7 +409,28 @@ class _Trainer:
         error = (similarity - torch.where(is_claimed, target, teacher_similarity)).square()
         pair = error[general].mean() if general.any() else error.sum() * 0
         claim = error[claimed].mean() if claimed.any() else error.sum() * 0
-        return {"cosine": cosine, "pair": self.recipe.pair_weight * pair, "claim": self.recipe.claim_weight * claim}
+        denied = claimed & is_denial(codes)
+        denial = error[denied].mean() if denied.any() else error.sum() * 0
+        return {
+            "cosine": cosine,
+            "pair": self.recipe.pair_weight * pair,
+            "claim": self.recipe.claim_weight * claim,
+            "denial": denial,
+            "mirror": self._mirror_loss(self.ids[rows].long(), unit),
+        }
+
+    def _mirror_loss(self, ids: Tensor, unit: Tensor) -> Tensor:
+        """How far a sentence is from standing `_MIRRORED` away from itself with left and right exchanged."""
+        left, right = self.side_ids
+        sided = ((ids == left) ^ (ids == right)).any(1).nonzero().flatten()[: len(ids) // 4]
+        if not len(sided):
+            return unit.sum() * 0
+        mirrored = ids[sided].clone()
+        mirrored[ids[sided] == left] = right
+        mirrored[ids[sided] == right] = left
+        with torch.autocast("cpu", torch.bfloat16):
+            other = encode_trimmed(self.tower, mirrored)
+        return ((unit[sided] * F.normalize(other.float(), dim=-1)).sum(1) - _MIRRORED).square().mean()
 
     def _batches(self) -> Iterator[Tensor]:
         """Endless batches of rows of like length; the order depends on seed and step alone, so a resumed run sees the same."""
