@@ -18,11 +18,39 @@ READER_VERSION = 1
 
 @dataclass(frozen=True)
 class Window:
-    """A grey-level window in stored physical units: `center - width/2` shows black, `center + width/2` white."""
+    """A grey-level window in stored physical units: from which value to black, from which to white.
+
+    function (DICOM PS3.3 C.11.2.1.3): "linear_exact" is black at `center - width/2` and white at `center + width/2`;
+    "linear" is DICOM's default, half a grey level narrower; "sigmoid" never quite saturates; "table" looks the value up
+    in `table`, whose first entry belongs to the value `center - width/2`; values outside meet its first or last entry.
+    """
 
     center: float
     width: float
     name: str = ""
+    function: str = "linear_exact"
+    table: tuple[int, ...] = field(default=(), repr=False)
+
+    def brightness(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """0 (black) to 1 (white) for stored values; not yet clipped to that range."""
+        if self.function == "table":
+            return self._look_up(values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.function == "sigmoid":
+                return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (values - self.center) / self.width)))
+            if self.function == "linear":
+                if self.width <= 1.0:  # a threshold: the division below would be by zero
+                    return np.asarray(values > self.center - 0.5, dtype=np.float64)
+                return (values - (self.center - 0.5)) / (self.width - 1.0) + 0.5
+            return (values - self.center) / self.width + 0.5
+
+    def _look_up(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        levels = np.asarray(self.table, dtype=np.float64)
+        low, high = float(levels.min()), float(levels.max())
+        levels = (levels - low) / ((high - low) or 1.0)
+        first = self.center - self.width / 2
+        index = np.clip(np.nan_to_num(values - first), 0, len(levels) - 1)
+        return levels[np.rint(index).astype(np.int64)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +88,15 @@ class MedicalImage:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over a fixed-length header (shape, dtype, spacing, photometry, reader version) and the pixels."""
+        """SHA-256 (hex) over a fixed-length header and the pixels.
+
+        The header holds shape, dtype, spacing, value range, reader version and a digest of what chooses the default
+        window (format, modality, presets), so that equal digests mean equal pictures for the model.
+        """
         shape = (*self.pixels.shape, 0)[:4] if self.pixels.ndim == 3 else self.pixels.shape
         spacing = self.spacing_mm or (0.0, 0.0, 0.0)
-        header = struct.pack(
-            "<4q8s3d2dq", *shape, self.pixels.dtype.str.encode()[:8], *spacing, *self.value_range, READER_VERSION
-        )
+        presets = [(w.center, w.width, w.function, w.table) for w in self.windows]
+        photometry = hashlib.sha256(repr((self.source_format, self.modality, presets)).encode()).digest()
+        dtype = self.pixels.dtype.str.encode()[:8]
+        header = struct.pack("<4q8s3d2dq32s", *shape, dtype, *spacing, *self.value_range, READER_VERSION, photometry)
         return hashlib.sha256(header + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()

@@ -1,0 +1,171 @@
+"""Transformer blocks whose every linear map is a plain `nn.Linear`, and their conversion from other layouts.
+
+    Block   x -> x + scale1(attn(norm1(x))) -> x + scale2(mlp(norm2(x)))
+              attn.qkv, attn.proj, mlp.fc1, mlp.fc2 : nn.Linear      (what LoRA adapts, what a mixed batch can serve)
+
+Two layouts are converted, with outputs equal up to float32 rounding:
+
+    open_clip ResidualAttentionBlock   nn.MultiheadAttention -> qkv, proj
+    timm visformer Block               1x1 convolutions, BatchNorm2d on (B, D, H, W) -> linear maps on (B, N, D)
+
+timm's ViT blocks already have this shape and are used as they are. The towers around them stand in `towers.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foundation.errors import CheckpointRefused
+
+
+class ChannelAffine(nn.Module):
+    """`x * weight + bias` over the last axis: a BatchNorm in evaluation mode, its statistics folded in."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> ChannelAffine:
+        """Fold in float64, so that only the last rounding differs from the BatchNorm."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+        return cls(scale.to(norm.weight.dtype), shift.to(norm.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, N, D)."""
+
+    def __init__(self, qkv: nn.Linear, proj: nn.Linear, num_heads: int) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.proj = proj
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """attn_mask: additive, broadcastable to (B, heads, N, N), or open_clip's (B * heads, N, N)."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(q.dtype)
+            if attn_mask.ndim == 3:
+                attn_mask = attn_mask.reshape(B, self.num_heads, N, N)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, -1))
+        return projected
+
+
+class Mlp(nn.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(self, fc1: nn.Linear, activation: nn.Module, fc2: nn.Linear) -> None:
+        super().__init__()
+        self.fc1 = fc1
+        self.act = activation
+        self.fc2 = fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; `ls1` and `ls2` are layer scales or identities."""
+
+    def __init__(
+        self,
+        norm1: nn.Module,
+        attn: Attention,
+        norm2: nn.Module,
+        mlp: Mlp,
+        ls1: nn.Module | None = None,
+        ls2: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm1
+        self.attn = attn
+        self.ls1 = ls1 or nn.Identity()
+        self.norm2 = norm2
+        self.mlp = mlp
+        self.ls2 = ls2 or nn.Identity()
+
+    def forward(
+        self, x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """The signature is open_clip's, so that its own Transformer can run these blocks; k_x and v_x stay None."""
+        if k_x is not None or v_x is not None:
+            raise AssertionError("cross-attention is not rewritten")
+        x = x + self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask))
+        x = x + self.ls2(self.mlp(self.norm2(x)))
+        return x
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """open_clip's text tower asks its first block for the dtype to compute in."""
+        return next(self.norm1.parameters()).dtype
+
+
+def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An `nn.Linear` that owns a copy of `weight` (out, in) and `bias` (out)."""
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
+
+
+def block_from_open_clip(source: Any) -> Block:
+    """Rewrite open_clip's ResidualAttentionBlock; any other kind of block is refused."""
+    attention = getattr(source, "attn", None)
+    if not isinstance(attention, nn.MultiheadAttention) or hasattr(source, "ln_1_kv"):
+        raise CheckpointRefused(
+            f"The tower has a transformer block of kind {type(source).__name__}, which is not supported. "
+            "Use a checkpoint whose open_clip config has the default block type.",
+            param="block_type",
+        )
+    assert attention.in_proj_weight is not None
+    assert attention.batch_first
+    return Block(
+        norm1=source.ln_1,
+        attn=Attention(
+            linear_from(attention.in_proj_weight, attention.in_proj_bias), attention.out_proj, attention.num_heads
+        ),
+        ls1=source.ls_1,
+        norm2=source.ln_2,
+        mlp=Mlp(source.mlp.c_fc, source.mlp.gelu, source.mlp.c_proj),
+        ls2=source.ls_2,
+    )
+
+
+def block_from_visformer(source: Any) -> Block:
+    """Rewrite a visformer attention block: its 1x1 convolutions are linear maps over the channels of each position."""
+    attention, mlp = source.attn, source.mlp
+    if mlp.conv2 is not None:
+        raise CheckpointRefused(
+            "The visformer has a spatial convolution in an attention block's MLP, which is not supported. "
+            "Use visformer_tiny or visformer_small.",
+            param="timm_model_name",
+        )
+    return Block(
+        norm1=ChannelAffine.from_batch_norm(source.norm1),
+        attn=Attention(_linear_from_conv(attention.qkv), _linear_from_conv(attention.proj), attention.num_heads),
+        norm2=ChannelAffine.from_batch_norm(source.norm2),
+        mlp=Mlp(_linear_from_conv(mlp.conv1), mlp.act1, _linear_from_conv(mlp.conv3)),
+    )
+
+
+def _linear_from_conv(convolution: object) -> nn.Linear:
+    assert isinstance(convolution, nn.Conv2d)
+    assert (convolution.kernel_size, convolution.groups) == ((1, 1), 1)
+    return linear_from(convolution.weight.flatten(1), convolution.bias)

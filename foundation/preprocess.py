@@ -1,0 +1,217 @@
+"""From a MedicalImage to the array a backbone eats: the one path that training, serving and the UI share.
+
+    MedicalImage --pick slice--> (H, W) --window--> uint8 --resize, crop or pad--> (S, S, 3) --normalise--> (3, S, S)
+                 `------------- render: exactly the pixels the model sees -------------'
+
+On 8-bit films the result equals open_clip's own `image_transform_v2(is_train=False)` bit for bit. Deeper data are
+windowed to 8 bits first, never clipped. Numpy and Pillow only: this file runs in processes that hold no torch.
+
+Which window, in this order: the caller's; the first the file itself names; for CT the usual soft-tissue window
+(40/400 HU); for MR, NIfTI and anything deeper than 8 bits the 0.5 to 99.5 percentiles of the slice; else all 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from foundation.errors import FilmUnsupported, InvalidRequest
+from foundation.image import MedicalImage, Window
+
+PREPROCESS_VERSION = 1
+CT_WINDOW = Window(center=40.0, width=400.0, name="CT soft tissue (default)")
+FULL_RANGE_8BIT = Window(center=127.5, width=255.0, name="full range")
+ROBUST_PERCENTILES = (0.5, 99.5)
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "random": Image.Resampling.BICUBIC,  # open_clip's own rule: "random" means bicubic outside training
+}
+MAX_ASPECT_RATIO = 64  # beyond it "shortest" would blow a strip of pixels up to gigabytes
+RESIZE_MODES = ("squash", "shortest", "longest")
+OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """What a backbone eats, in open_clip's words: a square of `size` pixels, RGB, (film / 255 - mean) / std."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "squash"
+    fill_color: int = 0
+    version: int = PREPROCESS_VERSION
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise _unknown("interpolation", self.interpolation, sorted(INTERPOLATIONS))
+        if self.resize_mode not in RESIZE_MODES:
+            raise _unknown("resize_mode", self.resize_mode, RESIZE_MODES)
+        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InvalidRequest(
+                "The preprocessing needs a positive size, three means and three positive standard deviations.",
+                param="preprocess_cfg",
+            )
+
+    @classmethod
+    def from_open_clip(cls, preprocess_cfg: Mapping[str, object], image_size: int) -> InputContract:
+        """The contract of an open_clip checkpoint, from its `preprocess_cfg`; a missing key gets open_clip's default."""
+        unknown = sorted(set(preprocess_cfg) - OPEN_CLIP_KEYS)
+        if unknown:
+            raise _unknown("preprocess_cfg", ", ".join(unknown), sorted(OPEN_CLIP_KEYS))
+        if preprocess_cfg.get("mode", "RGB") != "RGB":
+            raise _unknown("mode", str(preprocess_cfg["mode"]), ["RGB"])
+        return cls(
+            size=image_size,
+            mean=_three(preprocess_cfg.get("mean"), OPENAI_MEAN),
+            std=_three(preprocess_cfg.get("std"), OPENAI_STD),
+            interpolation=str(preprocess_cfg.get("interpolation") or "bicubic"),
+            resize_mode=str(preprocess_cfg.get("resize_mode") or "shortest"),
+            fill_color=int(str(preprocess_cfg.get("fill_color") or 0)),
+        )
+
+
+def preprocess(
+    image: MedicalImage, contract: InputContract, *, slice_index: int | None = None, window: Window | None = None
+) -> npt.NDArray[np.float32]:
+    """(3, S, S) float32: `normalise(render(...))`."""
+    return normalise(render(image, contract, slice_index=slice_index, window=window), contract)
+
+
+def render(
+    image: MedicalImage, contract: InputContract, *, slice_index: int | None = None, window: Window | None = None
+) -> npt.NDArray[np.uint8]:
+    """(S, S, 3) uint8: exactly what the model sees. Without `slice_index` the middle slice; grey is repeated."""
+    shown = Image.fromarray(to_8bit(image, slice_index=slice_index, window=window))
+    return np.asarray(_fit(shown, contract).convert("RGB"))
+
+
+def normalise(film: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.float32]:
+    """(S, S, 3) uint8 -> (3, S, S) float32 = (film / 255 - mean) / std."""
+    scaled = film.astype(np.float32) / np.float32(255)
+    scaled -= np.asarray(contract.mean, dtype=np.float32)
+    scaled /= np.asarray(contract.std, dtype=np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+def to_8bit(
+    image: MedicalImage, *, slice_index: int | None = None, window: Window | None = None
+) -> npt.NDArray[np.uint8]:
+    """One slice at its own resolution, windowed: (H, W) or, in colour, (H, W, 3) uint8."""
+    pixels = image.pixels[pick_slice(image, slice_index)]
+    if image.is_color:
+        if window is not None:
+            raise InvalidRequest("A colour film has no grey-level window: leave the window out.", param="window")
+        low, high = (0.0, 255.0) if pixels.dtype == np.uint8 else image.value_range
+        return _apply(pixels, Window(center=(low + high) / 2, width=high - low))
+    return _apply(pixels, window or fit_window(image, slice_index))
+
+
+def pick_slice(image: MedicalImage, slice_index: int | None = None) -> int:
+    """The slice to show: the one asked for, else the middle one. Raises InvalidRequest outside 0..Z-1."""
+    if slice_index is None:
+        return image.slices // 2
+    if not 0 <= slice_index < image.slices:
+        raise InvalidRequest(
+            f"Slice {slice_index} does not exist: this film has slices 0 to {image.slices - 1}.", param="slice"
+        )
+    return slice_index
+
+
+def fit_window(image: MedicalImage, slice_index: int | None = None) -> Window:
+    """The window used when the caller gives none, so that the UI can show it; the order is at the top of this file."""
+    if image.is_color:
+        return FULL_RANGE_8BIT
+    if image.windows:
+        return image.windows[0]
+    if image.modality == "CT" and image.pixels.dtype != np.uint8:
+        return CT_WINDOW
+    if image.modality == "MR" or image.source_format == "nifti" or image.pixels.dtype != np.uint8:
+        return _robust_window(image.pixels[pick_slice(image, slice_index)])
+    return FULL_RANGE_8BIT
+
+
+def _robust_window(pixels: npt.NDArray[np.generic]) -> Window:
+    values = pixels.astype(np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return Window(center=0.5, width=1.0, name="empty")
+    low, high = (float(edge) for edge in np.percentile(values, ROBUST_PERCENTILES))
+    if low == high:  # nearly all of the slice is one value: keep the few that differ visible
+        low, high = float(values.min()), float(values.max())
+    if low == high:
+        return Window(center=low + 0.5, width=1.0, name="flat")
+    return Window(center=low / 2 + high / 2, width=high - low, name="percentiles 0.5 to 99.5")
+
+
+def _apply(pixels: npt.NDArray[np.generic], window: Window) -> npt.NDArray[np.uint8]:
+    """Stored values -> 0..255. Small integers go through a table of all their values: fast, and exact."""
+    if pixels.dtype == np.uint8 and window == FULL_RANGE_8BIT:
+        return np.ascontiguousarray(pixels, dtype=np.uint8)
+    if pixels.dtype.kind in "ui" and pixels.dtype.itemsize <= 2:
+        bounds = np.iinfo(pixels.dtype)  # type: ignore[type-var]  # the kind was checked above
+        table = _to_levels(np.arange(bounds.min, bounds.max + 1, dtype=np.float64), window)
+        return table[pixels.astype(np.int32) - int(bounds.min)]
+    return _to_levels(pixels.astype(np.float64), window)
+
+
+def _to_levels(values: npt.NDArray[np.float64], window: Window) -> npt.NDArray[np.uint8]:
+    fraction = np.nan_to_num(window.brightness(values), nan=0.0)  # NaN marks "no data" in float volumes: black
+    return (np.clip(fraction, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _fit(shown: Image.Image, contract: InputContract) -> Image.Image:
+    """Resize as open_clip does, then crop or pad to the square. The rounding follows torchvision's to the pixel."""
+    width, height = shown.size
+    size = contract.size
+    if contract.resize_mode == "squash":
+        return _resize(shown, size, size, contract)
+    if contract.resize_mode == "shortest":
+        short, long = min(width, height), max(width, height)
+        if long > short * MAX_ASPECT_RATIO:
+            raise FilmUnsupported(f"A film of {height} x {width} pixels is a strip: crop it to what it shows.")
+        new_long = int(size * long / short)
+        new_width, new_height = (size, new_long) if width <= height else (new_long, size)
+        return _center_square(_resize(shown, new_width, new_height, contract), size, fill=0)
+    ratio = max(height, width) / size
+    new_width, new_height = max(1, round(width / ratio)), max(1, round(height / ratio))
+    return _center_square(_resize(shown, new_width, new_height, contract), size, fill=contract.fill_color)
+
+
+def _resize(shown: Image.Image, width: int, height: int, contract: InputContract) -> Image.Image:
+    if shown.size == (width, height):
+        return shown
+    return shown.resize((width, height), INTERPOLATIONS[contract.interpolation])
+
+
+def _center_square(shown: Image.Image, size: int, fill: int) -> Image.Image:
+    width, height = shown.size
+    if width < size or height < size:
+        canvas = Image.new(shown.mode, (max(width, size), max(height, size)), (fill,) * len(shown.getbands()))
+        canvas.paste(shown, (max(0, size - width) // 2, max(0, size - height) // 2))
+        shown, (width, height) = canvas, canvas.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return shown.crop((left, top, left + size, top + size))
+
+
+def _three(value: object, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if value is None:
+        return default
+    if isinstance(value, (int, float)):
+        return (float(value),) * 3
+    if isinstance(value, (list, tuple)) and len(value) == 3:
+        return (float(value[0]), float(value[1]), float(value[2]))
+    raise InvalidRequest("Mean and standard deviation must be one number or three.", param="preprocess_cfg")
+
+
+def _unknown(option: str, value: str, known: list[str] | tuple[str, ...]) -> InvalidRequest:
+    return InvalidRequest(f"{option}: {value!r} is not known; use one of {', '.join(known)}.", param=option)

@@ -1,0 +1,126 @@
+"""What a training film may look like: geometry, exposure, sharpness, borders, as another hospital's scanner would give them.
+
+All functions take and return a batch (B, 1, H, W) of float films in 0..1 and draw from the generator they are
+given, so that a resumed run sees the same films. No horizontal flip: left and right carry meaning in a chest film.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AugmentStrength:
+    """How far a film may be moved; 0 everywhere is the identity."""
+
+    rotate_degrees: float = 12.0
+    zoom: float = 0.2
+    shift: float = 0.08
+    gamma: float = 0.5
+    contrast: float = 0.35
+    brightness: float = 0.12
+    equalise: float = 0.25  # probability of a per-film percentile stretch
+    resample: float = 0.4  # probability of going down to a lower resolution and up again
+    noise: float = 0.03
+    border: float = 0.15  # probability of a dark or bright frame
+    erase: float = 0.25  # probability of a grey rectangle
+
+
+def augment(films: Tensor, size: int, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
+    """(B, 1, h, w) in 0..1 -> (B, 1, size, size) in 0..1."""
+    films = _affine(films, size, strength, generator)
+    films = _resample(films, strength.resample, generator)
+    films = _expose(films, strength, generator)
+    films = _frame(films, strength.border, generator)
+    films = _erase(films, strength.erase, generator)
+    if strength.noise:
+        sigma = strength.noise * _uniform(generator, films.shape[0], 0.0, 1.0).view(-1, 1, 1, 1)
+        films = films + sigma * torch.randn(films.shape, generator=generator)
+    return films.clamp(0.0, 1.0)
+
+
+def to_lower_resolution(films: Tensor, pixels: int) -> Tensor:
+    """Films as if they had only been kept at `pixels` squared: down and up again, same shape."""
+    size = films.shape[-1]
+    small = F.interpolate(films, pixels, mode="bilinear", antialias=True)
+    return F.interpolate(small, size, mode="bicubic").clamp(0.0, 1.0)
+
+
+def _uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _affine(films: Tensor, size: int, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
+    count = films.shape[0]
+    angle = _uniform(generator, count, -1, 1) * math.radians(strength.rotate_degrees)
+    zoom = 1 + _uniform(generator, count, -1.0, 0.5) * strength.zoom
+    stretch = 1 + _uniform(generator, count, -1, 1) * strength.zoom * 0.4
+    shift = torch.stack([_uniform(generator, count, -1, 1), _uniform(generator, count, -1, 1)], 1) * 2 * strength.shift
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    theta = torch.stack(
+        [torch.stack([cos * stretch, -sin, shift[:, 0]], 1), torch.stack([sin * stretch, cos, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)
+    return F.grid_sample(films, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _resample(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """One lower resolution is drawn for the batch; each film goes there and back with `probability`."""
+    size = films.shape[-1]
+    pixels = int(size * _uniform(generator, 1, 0.45, 0.9).item())
+    chosen = torch.rand(films.shape[0], generator=generator) < probability
+    if chosen.any():
+        films = films.clone()
+        films[chosen] = to_lower_resolution(films[chosen], pixels)
+    return films
+
+
+def _expose(films: Tensor, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
+    count = films.shape[0]
+    stretched = torch.rand(count, generator=generator) < strength.equalise
+    if stretched.any():
+        films = films.clone()
+        flat = films[stretched].flatten(1)
+        low, high = (torch.quantile(flat[:, ::7], q, dim=1).view(-1, 1, 1, 1) for q in (0.02, 0.98))
+        films[stretched] = ((films[stretched] - low) / (high - low).clamp_min(0.05)).clamp(0.0, 1.0)
+    gamma = torch.exp(_uniform(generator, count, -1, 1) * strength.gamma).view(-1, 1, 1, 1)
+    contrast = 1 + _uniform(generator, count, -1, 1).view(-1, 1, 1, 1) * strength.contrast
+    brightness = _uniform(generator, count, -1, 1).view(-1, 1, 1, 1) * strength.brightness
+    films = films.clamp_min(1e-4) ** gamma
+    mean = films.mean(dim=(2, 3), keepdim=True)
+    return (films - mean) * contrast + mean + brightness
+
+
+def _frame(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    count, _, height, width = films.shape
+    chosen = (torch.rand(count, generator=generator) < probability).nonzero().flatten().tolist()
+    if not chosen:
+        return films
+    films = films.clone()
+    for index in chosen:
+        sides = (torch.rand(4, generator=generator) * 0.12 * width).int().tolist()
+        grey = float(torch.rand(1, generator=generator) < 0.15)
+        films[index, :, : sides[0]] = grey
+        films[index, :, height - sides[1] :] = grey
+        films[index, :, :, : sides[2]] = grey
+        films[index, :, :, width - sides[3] :] = grey
+    return films
+
+
+def _erase(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    count, _, height, width = films.shape
+    chosen = (torch.rand(count, generator=generator) < probability).nonzero().flatten().tolist()
+    if not chosen:
+        return films
+    films = films.clone()
+    for index in chosen:
+        edge = torch.rand(4, generator=generator)
+        tall, wide = int(height * (0.08 + 0.2 * edge[0])), int(width * (0.08 + 0.2 * edge[1]))
+        top, left = int((height - tall) * edge[2]), int((width - wide) * edge[3])
+        films[index, :, top : top + tall, left : left + wide] = torch.rand(1, generator=generator)
+    return films

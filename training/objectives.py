@@ -1,0 +1,131 @@
+"""The losses of pretraining, each a small module that says what it compares.
+
+Tensor letters: B batch, D tower width, E embedding, K targets, T tokens, h x w the last feature map's grid.
+Targets are in 0..1; NaN means unknown and takes no part.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def known_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy over known targets, averaged per target first so that rich sources do not drown the others."""
+    known = ~targets.isnan()
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none") * known
+    count = known.sum(0)
+    return (loss.sum(0) / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
+
+
+class MaskedFilm(nn.Module):
+    """Self-supervision: squares of the film are hidden, a linear map of the features must paint them (SimMIM, Xie 2022)."""
+
+    def __init__(self, width: int, stride: int, square: int = 16, hidden: float = 0.55) -> None:
+        super().__init__()
+        self.paint = nn.Conv2d(width, stride * stride, 1)
+        self.stride, self.square, self.hidden = stride, square, hidden
+
+    def hide(self, films: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> the films with squares set to their mean, and the mask (B, 1, H, W) of what was hidden."""
+        count, _, height, width = films.shape
+        cells = torch.rand(count, 1, height // self.square, width // self.square, generator=generator) < self.hidden
+        mask = F.interpolate(cells.float(), (height, width), mode="nearest")
+        return films * (1 - mask) + films.mean((2, 3), keepdim=True) * mask, mask
+
+    def forward(self, feature_map: Tensor, films: Tensor, mask: Tensor) -> Tensor:
+        painted = F.pixel_shuffle(self.paint(feature_map.float()), self.stride)
+        local = _coarse_mean(films)
+        spread = (_coarse_mean((films - local) ** 2) + 1e-3).sqrt()
+        wanted = 0.5 * (films - local) / spread + (films - 0.5)
+        return ((painted - wanted).abs() * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _coarse_mean(films: Tensor) -> Tensor:
+    """The film's local mean: averaged over 16-pixel squares and spread out again."""
+    return F.interpolate(F.avg_pool2d(films, 16), films.shape[-2:], mode="bilinear")
+
+
+class FindingSupervision(nn.Module):
+    """A linear head over pooled features for everything the manifest knows of a film."""
+
+    def __init__(self, width: int, priors: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, len(priors))
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            self.head.bias.copy_(torch.logit(priors.clamp(0.01, 0.99)))
+
+    def forward(self, pooled: Tensor, targets: Tensor) -> Tensor:
+        return known_bce(self.head(pooled.float()), targets)
+
+
+def pair_targets(targets: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Which film fits which text of a batch: (B, B) soft targets in 0..1 and (B, B) weights.
+
+    Equal text is a positive pair. Two films of one source (same known targets) fit as far as their known findings agree;
+    a pair of different sources that only differ in what is unknown is left out, so that the source is not the lesson.
+    """
+    known = (~targets.isnan()).float()
+    values = targets.nan_to_num()
+    positives = values @ values.T
+    either = known @ known.T - (1 - values).mul(known) @ (1 - values).mul(known).T
+    overlap = torch.where(either > 0, positives / either.clamp_min(1e-6), torch.ones_like(positives))
+    same_kind = (known.unsqueeze(1) == known.unsqueeze(0)).all(-1)
+    equal = torch.tensor([[left == right for right in texts] for left in texts])
+    soft = torch.where(equal, torch.ones_like(overlap), overlap.pow(2) * 0.9)
+    weight = torch.where(same_kind | equal, 1.0, 0.1)
+    return torch.where(same_kind | equal, soft, torch.zeros_like(soft)), weight
+
+
+def sigmoid_pair_loss(images: Tensor, texts: Tensor, soft: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's loss (Zhai 2023) with soft targets. images, texts (B, E) unit length; positives and negatives balanced."""
+    logits = (scale * images @ texts.T + bias).float()
+    loss = F.binary_cross_entropy_with_logits(logits, soft, reduction="none") * weight
+    likely = soft > 0.5
+    return loss[likely].mean() + loss[~likely].mean() if (~likely).any() else loss.mean()
+
+
+def prompt_pair_loss(images: Tensor, positive: Tensor, negative: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Each finding asked of each film as "this" against "not this". positive, negative (K, E); targets (B, K)."""
+    return known_bce(scale * (images @ positive.T - images @ negative.T), targets)
+
+
+def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor) -> Tensor:
+    """Where a finding is, its text and the patch agree. patches (B, N, E), texts (F, E), masks (B, F, h, w) NaN for real films."""
+    fraction = masks.flatten(2).transpose(1, 2).float()  # (B, N, F)
+    target = torch.where(fraction.isnan(), fraction, (fraction * 4).clamp(0, 1))
+    logits = (scale * (patches @ texts.T)).float()
+    logits = logits - logits.detach().mean()
+    known = ~target.isnan()
+    loss = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
+    likely, unlikely = known & (target > 0.25), known & (target <= 0.25)
+    if not likely.any():
+        return logits.sum() * 0.0
+    return loss[likely].mean() + loss[unlikely].mean()
+
+
+class Captioning(nn.Module):
+    """A small text decoder that must write the report from the patch tokens; thrown away after pretraining (CapPa, Tschannen 2023)."""
+
+    def __init__(self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, model_width)
+        self.position = nn.Parameter(torch.randn(length, model_width) * 0.02)
+        self.memory = nn.Linear(width, model_width)
+        layer = nn.TransformerDecoderLayer(model_width, 4, model_width * 4, 0.0, batch_first=True, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, layers)
+        self.norm = nn.LayerNorm(model_width)
+        self.pad_id, self.length = pad_id, length
+
+    def forward(self, tokens: Tensor, text_ids: Tensor) -> Tensor:
+        """tokens (B, N, D), text_ids (B, T) -> mean cross-entropy of the next token."""
+        ids = text_ids[:, : self.length + 1]
+        given, wanted = ids[:, :-1], ids[:, 1:]
+        steps = given.shape[1]
+        causal = torch.triu(torch.ones(steps, steps, dtype=torch.bool), 1)
+        x = self.embed(given) + self.position[:steps]
+        x = self.norm(self.decoder(x, self.memory(tokens), tgt_mask=causal))
+        logits = x @ self.embed.weight.T
+        return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=self.pad_id)

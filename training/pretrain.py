@@ -1,0 +1,331 @@
+"""Pretraining: from films and sentences to a backbone, stage by stage, as a recipe says.
+
+    warm start   hidden squares of the film are painted (no labels)
+    findings     pooled features must tell what the manifest knows
+    align        films and sentences meet: sigmoid pairs with label-aware targets, finding prompts, captions, patch-text
+    finish       the same at full size, learning rate down to zero
+
+Each stage is a pure function of (weights it starts from, recipe, seed): every step draws its films, views and
+dropout from (seed, stage, step), so that a run stopped at any checkpoint resumes to the same numbers.
+The result is a folder in open_clip's layout (see foundation/checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from foundation.errors import InvalidRequest
+from training import datasets, objectives
+from training.augment import AugmentStrength, augment, to_lower_resolution
+from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
+from training.manifest import Row, load_manifest
+from training.recipe import read_recipe
+
+OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
+MASK_GRID = 14
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    manifest: str
+    licence_classes: tuple[str, ...]
+    phantoms: int
+    cache: str
+    streams: dict[str, float]  # share of a batch by source; "phantom" for phantoms
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    name: str
+    size: int
+    films: int  # how many films are drawn in this stage
+    learning_rate: float
+    objectives: dict[str, float]
+    schedule: str = "constant"  # constant | cosine | linear (both to zero), always after a short warm-up
+    hide_resolution: float = 0.0  # probability that a film kept at more than 160 px is shown as if kept at 128
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    name: str
+    out: str
+    model: ModelRecipe
+    data: DataRecipe
+    stage: tuple[StageRecipe, ...]
+    seed: int = 1
+    batch: int = 64
+    weight_decay: float = 0.05
+    save_every_s: float = 240.0
+    augment: AugmentStrength = field(default_factory=AugmentStrength)
+
+
+class Pretraining:
+    """One run: its tables, its learner, its place (stage, step) and its files under `out`."""
+
+    def __init__(self, recipe: PretrainRecipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
+        if unknown:
+            raise InvalidRequest(f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives")
+        manifest = load_manifest(Path(recipe.data.manifest))
+        allowed = set(recipe.data.licence_classes)
+        self.rows = {
+            split: [row for row in manifest.of(split) if row.licence_class in allowed and _is_chest(row)]
+            for split in ("train", "val")
+        }
+        self.tables: dict[tuple[str, int], datasets.FilmTable] = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    def table(self, split: str, size: int) -> datasets.FilmTable:
+        if (split, size) not in self.tables:
+            self.tables.clear()
+            cache = Path(self.recipe.data.cache)
+            count = self.recipe.data.phantoms if split == "train" else 400
+            first = 0 if split == "train" else 10_000_000
+            real = datasets.real_films(self.rows[split], size, cache)
+            made = datasets.phantom_films(count, size, first, cache, MASK_GRID)
+            self.tables[split, size] = datasets.join([real, made], MASK_GRID)
+        return self.tables[split, size]
+
+    def run(self) -> Path:
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = self._read_place()
+        with SummaryWriter(str(self.out / "tensorboard")) as board:  # type: ignore[no-untyped-call]
+            for index in range(place["stage"], len(self.recipe.stage)):
+                step = place["step"] if index == place["stage"] else 0
+                self._run_stage(index, step, board)
+        return self.out
+
+    # one stage -------------------------------------------------------------------------------------------------
+
+    def _run_stage(self, index: int, first_step: int, board: Any) -> None:
+        stage, recipe = self.recipe.stage[index], self.recipe
+        table = self.table("train", stage.size)
+        learner = self._learner(index, table)
+        optimizer = self._optimizer(learner, stage)
+        if first_step:
+            self._load_optimizer(optimizer, learner)
+        sampler = datasets.StreamSampler(table, recipe.data.streams, recipe.batch, recipe.seed * 1000 + index)
+        text = self._text if _needs_text(stage) else None
+        prompts = self._prompts if _needs_text(stage) else None
+        steps = stage.films // recipe.batch
+        started = saved = time.monotonic()
+        losses: dict[str, float] = {}
+        learner.train()
+        for step in range(first_step, steps):
+            seed = (recipe.seed * 7919 + index) * 1_000_003 + step
+            torch.manual_seed(seed)
+            rate = _rate(step, steps, stage.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * rate
+            parts = self._losses(learner, table, sampler.at(step), stage, text, prompts, seed)
+            total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"stage {stage.name}: the loss is not finite at step {step}")
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for name, part in parts.items():
+                losses[name] = 0.98 * losses.get(name, float(part.detach())) + 0.02 * float(part.detach())
+            if step % 50 == 0 or step == steps - 1:
+                speed = (step - first_step + 1) * recipe.batch / (time.monotonic() - started)
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                print(f"{stage.name} {step}/{steps}  {speed:.0f} films/s  {shown}", flush=True)
+                for name, value in losses.items():
+                    board.add_scalar(f"{stage.name}/{name}", value, step)
+            if time.monotonic() - saved > recipe.save_every_s:
+                self._save(learner, optimizer, index, step + 1)
+                saved = time.monotonic()
+        self._save(learner, None, index + 1, 0)
+        scores = self.validate(learner, stage.size)
+        print(f"{stage.name} done  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
+        with (self.out / "stages.jsonl").open("a") as log:
+            log.write(json.dumps({"stage": asdict(stage), "seconds": time.monotonic() - started, "val": scores}) + "\n")
+
+    def _losses(
+        self, learner: Learner, table: datasets.FilmTable, chosen: np.ndarray[Any, Any], stage: StageRecipe,
+        text: TextSide | None, prompts: Prompts | None, seed: int,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        films = torch.from_numpy(np.ascontiguousarray(table.pixels[chosen])).float().div(255).unsqueeze(1)
+        if stage.hide_resolution:
+            fine = torch.from_numpy(table.native_pixels[chosen]) > 160
+            fine &= torch.rand(len(chosen), generator=generator) < stage.hide_resolution
+            if fine.any():
+                films[fine] = to_lower_resolution(films[fine], 128)
+        films = augment(films, stage.size, self.recipe.augment, generator)
+        parts: dict[str, Tensor] = {}
+        if "masked" in stage.objectives:
+            hidden, mask = learner.masked.hide(films, generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = learner.feature_map(self._normalise(hidden))
+            parts["masked"] = learner.masked(features, films, mask)
+            return parts
+        targets = torch.from_numpy(table.targets[chosen])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = learner.feature_map(self._normalise(films))
+        features = features.float()
+        pooled = features.mean((2, 3))
+        if "findings" in stage.objectives:
+            parts["findings"] = learner.findings(pooled, targets)
+        if text is None or prompts is None:
+            return parts
+        random = np.random.default_rng(seed)
+        scale = learner.logit_scale.exp()
+        images = learner.project(pooled)
+        reports = [str(random.choice(table.texts[i])) for i in chosen]
+        positive, negative, phantom_words = prompts.draw(random)
+        sentences = reports + positive + negative + phantom_words
+        embedded = learner.project_text(text.pooled(sentences))
+        report_e, positive_e, negative_e, phantom_e = embedded.split(
+            [len(reports), len(positive), len(negative), len(phantom_words)]
+        )
+        if "pairs" in stage.objectives:
+            soft, weight = objectives.pair_targets(targets, reports)
+            parts["pairs"] = objectives.sigmoid_pair_loss(images, report_e, soft, weight, scale, learner.logit_bias)
+        if "prompts" in stage.objectives:
+            wanted = targets[:, prompts.columns]
+            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, scale)
+        if "captions" in stage.objectives and learner.captions is not None:
+            with torch.autocast("cpu", torch.bfloat16):
+                parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
+        if "patches" in stage.objectives and table.masks is not None:
+            patches = learner.project(features.flatten(2).transpose(1, 2))
+            masks = F.adaptive_avg_pool2d(torch.from_numpy(table.masks[chosen]).float(), features.shape[-2:])
+            parts["patches"] = objectives.patch_text_loss(patches, phantom_e, masks, scale)
+        return parts
+
+    def _normalise(self, films: Tensor) -> Tensor:
+        """(B, 1, S, S) in 0..1 -> (B, 3, S, S) as the tower eats it."""
+        films = (films - self.recipe.model.mean) / self.recipe.model.std
+        return films.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+    # the learner and its files ---------------------------------------------------------------------------------
+
+    def _learner(self, index: int, table: datasets.FilmTable) -> Learner:
+        torch.manual_seed(self.recipe.seed)
+        stage = self.recipe.stage[index]
+        priors = torch.from_numpy(np.nan_to_num(np.nanmean(table.targets, axis=0), nan=0.5))
+        learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
+        if _needs_text(stage):
+            reports = (text for texts in table.texts for text in texts)
+            self._prompts = Prompts(table.target_names)
+            self._text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
+            learner.add_text(self._text)
+        state_file = self.out / "learner.safetensors"
+        if state_file.is_file():
+            own = learner.state_dict()
+            held = fit_positions(load_file(state_file), own)
+            held = {name: tensor for name, tensor in held.items() if name in own and tensor.shape == own[name].shape}
+            missing = learner.load_state_dict(held, strict=False)
+            lost = [name for name in missing.missing_keys if name.startswith("visual.")]
+            if lost:
+                raise InvalidRequest(f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew.")
+        return learner
+
+    def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in learner.named_parameters():
+            decay = self.recipe.weight_decay if parameter.ndim > 1 and "pos_embed" not in name else 0.0
+            groups.setdefault(decay, []).append(parameter)
+        return torch.optim.AdamW(
+            [{"params": held, "weight_decay": decay} for decay, held in groups.items()],
+            lr=stage.learning_rate,
+            betas=(0.9, 0.98),
+        )
+
+    def _save(self, learner: Learner, optimizer: torch.optim.Optimizer | None, stage: int, step: int) -> None:
+        _write_tensors(self.out / "learner.safetensors", learner.state_dict())
+        if optimizer is not None:
+            names = {parameter: name for name, parameter in learner.named_parameters()}
+            held = {
+                f"{names[parameter]}/{key}": torch.as_tensor(value)
+                for parameter, state in optimizer.state.items()
+                for key, value in state.items()
+            }
+            _write_tensors(self.out / "optimizer.safetensors", held)
+        place = {"stage": stage, "step": step, "recipe": self.recipe.name}
+        (self.out / "place.json").write_text(json.dumps(place))
+
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, learner: Learner) -> None:
+        held = load_file(self.out / "optimizer.safetensors")
+        parameters = dict(learner.named_parameters())
+        for key, tensor in held.items():
+            name, part = key.rsplit("/", 1)
+            optimizer.state[parameters[name]][part] = tensor
+
+    def _read_place(self) -> dict[str, int]:
+        place_file = self.out / "place.json"
+        if not place_file.is_file():
+            return {"stage": 0, "step": 0}
+        place = json.loads(place_file.read_text())
+        return {"stage": int(place["stage"]), "step": int(place["step"])}
+
+    # how well it does ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, learner: Learner, size: int) -> dict[str, float]:
+        """AUROC on `val` by the finding head, per group of targets; no number where a group has one class only."""
+        from training.metrics import auroc
+
+        table = self.table("val", size)
+        learner.eval()
+        logits = []
+        for start in range(0, len(table), 128):
+            films = torch.from_numpy(np.ascontiguousarray(table.pixels[start : start + 128])).float().div(255).unsqueeze(1)
+            with torch.autocast("cpu", torch.bfloat16):
+                pooled = learner.feature_map(self._normalise(films)).float().mean((2, 3))
+            logits.append(learner.findings.head(pooled))
+        scores = torch.cat(logits).numpy()
+        learner.train()
+        values: dict[str, list[float]] = {}
+        for column, name in enumerate(table.target_names):
+            known = ~np.isnan(table.targets[:, column])
+            truth = table.targets[known, column] > 0.5
+            if 5 <= truth.sum() < known.sum():
+                group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
+                values.setdefault(group, []).append(float(auroc(truth, scores[known, column])))
+        return {group: float(np.mean(held)) for group, held in values.items()}
+
+
+def _is_chest(row: Row) -> bool:
+    return str(row.get("modality") or "CXR") == "CXR"
+
+
+def _needs_text(stage: StageRecipe) -> bool:
+    return bool({"pairs", "prompts", "captions", "patches"} & set(stage.objectives))
+
+
+def _rate(step: int, steps: int, schedule: str) -> float:
+    warm = min(1.0, (step + 1) / max(1, min(100, steps // 10)))
+    if schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    if schedule == "linear":
+        return warm * (1 - step / steps)
+    return warm
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, partial)
+    partial.rename(path)
+
+
+def pretrain(recipe: str, out: Path | None = None) -> Path:
+    """Run (or resume) the recipe; returns the folder with the learner's state. See `checkpoint_of` for the bundled folder."""
+    held = read_recipe(recipe, PretrainRecipe)
+    return Pretraining(held, out or Path(held.out)).run()
