@@ -64,7 +64,7 @@ class InputContract:
 
     @classmethod
     def from_open_clip(cls, preprocess_cfg: Mapping[str, object], image_size: int) -> InputContract:
-        """The contract of an open_clip checkpoint, from its `preprocess_cfg`; a missing key gets open_clip's default."""
+        """The contract of an open_clip checkpoint; a key missing in its `preprocess_cfg` gets open_clip's default."""
         unknown = sorted(set(preprocess_cfg) - OPEN_CLIP_KEYS)
         if unknown:
             raise _unknown("preprocess_cfg", ", ".join(unknown), sorted(OPEN_CLIP_KEYS))
