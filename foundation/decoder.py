@@ -356,7 +356,8 @@ def _copy_tokenizer(file: Path, folder: Path) -> None:
         "eos_token": "[EOS]",
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
-        "clean_up_tokenization_spaces": True,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     _write_json(folder / "tokenizer_config.json", config)
 

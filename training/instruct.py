@@ -256,9 +256,10 @@ def _sequence(
     turns: list[Turn] = []
     ids: list[int] = []
     is_answer: list[bool] = []
+    with_hints = sum(len(asked.text) for asked, _ in pairs) % 7 != 0  # one dialogue in seven goes without
     for asked, answered in pairs:
         turns.append(asked)
-        prompt = decoder.tokenizer.prompt(turns, findings_text(facts.stated), image_tokens)
+        prompt = decoder.tokenizer.prompt(turns, findings_text(facts.stated), image_tokens, with_hints=with_hints)
         is_answer += [False] * (len(prompt) - len(ids))
         said = [*decoder.tokenizer.encode_plain(answered.text), decoder.end_id]
         ids = prompt + said
