@@ -32,9 +32,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
+from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 from training.corpus import NORMAL, Claim, Sentence, corpus
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]", "<image>", "<user>", "<assistant>", "<findings>")
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
 _ZONE_CODES = {None: 0, "upper": 1, "mid": 2, "lower": 3}
 _SEVERITY_CODES = {None: 0, "mild": 1, "moderate": 2, "severe": 3}
@@ -154,35 +154,6 @@ def trim_vocabulary(sentences: Sequence[str], size: int) -> tuple[list[str], dic
     ranked = [*SPECIAL_TOKENS, *letters, *whole, *(t for t, n in needed.most_common() if n >= 2), *frequent]
     tokens = list(dict.fromkeys(token for token in ranked if token not in ("[unused0]",)))[:size]
     return tokens, {word: pieces[word] for word in whole if word in set(tokens)}
-
-
-def write_tokenizer(tokens: Sequence[str], folder: Path, context_length: int) -> None:
-    """tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt, as open_clip and transformers read them."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=60))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length, **special}
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", special)
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
 
 
 def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder: Path) -> NDArray[np.float32]:
