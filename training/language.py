@@ -189,9 +189,7 @@ def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tens
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    encoded = tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np"
-    )
+    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np")
     return torch.from_numpy(encoded["input_ids"].astype(np.int32))
 
 

@@ -78,7 +78,9 @@ class Pretraining:
         self.recipe, self.out = recipe, out
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
-            raise InvalidRequest(f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives")
+            raise InvalidRequest(
+                f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives"
+            )
         manifest = load_manifest(Path(recipe.data.manifest))
         allowed = set(recipe.data.licence_classes)
         self.rows = {
@@ -198,8 +200,8 @@ class Pretraining:
             soft, weight = objectives.pair_targets(targets, reports)
             parts["pairs"] = objectives.sigmoid_pair_loss(images, report_e, soft, weight, scale, learner.logit_bias)
         if "prompts" in stage.objectives:
-            wanted = targets[:, prompts.columns]
-            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, scale)
+            wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
+            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
             with torch.autocast("cpu", torch.bfloat16):
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
@@ -234,7 +236,9 @@ class Pretraining:
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
-                raise InvalidRequest(f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew.")
+                raise InvalidRequest(
+                    f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew."
+                )
         return learner
 
     def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
@@ -298,7 +302,7 @@ class Pretraining:
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
                 group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
-                values.setdefault(group, []).append(float(auroc(truth, scores[known, column])))
+                values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
 

@@ -12,10 +12,31 @@ import numpy as np
 from foundation.lexicon import FINDINGS, NORMAL_PHRASES, OTHER_TERMS, SYNONYMS
 
 VARIANTS = 6
-_PRESENT = ("there is {}.", "{}.", "{} is seen.", "findings consistent with {}.", "the film shows {}.", "evidence of {}.")
+_PRESENT = (
+    "there is {}.",
+    "{}.",
+    "{} is seen.",
+    "findings consistent with {}.",
+    "the film shows {}.",
+    "evidence of {}.",
+)
 _ABSENT = ("no {}.", "no evidence of {}.", "there is no {}.", "without {}.", "{} is not seen.")
-_POSITIVE = ("{}", "there is {}", "evidence of {}", "chest film with {}", "the film shows {}", "findings consistent with {}")
-_NEGATIVE = ("no {}", "there is no {}", "no evidence of {}", "chest film without {}", "the film shows no {}", "without {}")
+_POSITIVE = (
+    "{}",
+    "there is {}",
+    "evidence of {}",
+    "chest film with {}",
+    "the film shows {}",
+    "findings consistent with {}",
+)
+_NEGATIVE = (
+    "no {}",
+    "there is no {}",
+    "no evidence of {}",
+    "chest film without {}",
+    "the film shows no {}",
+    "without {}",
+)
 _SIDED = ("{side} {term}", "{side}-sided {term}", "{term} on the {side}")
 _WORDS = {
     **SYNONYMS,
