@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ class LoraLinear(nn.Module):
         self.scale = spec.scale
         self.is_enabled = True
         self.is_merged = False
-        like = {"device": base.weight.device, "dtype": torch.float32}
+        like: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
         self.lora_A = nn.Parameter(torch.empty(spec.rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, spec.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))

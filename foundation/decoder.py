@@ -223,7 +223,8 @@ class Decoder(nn.Module):
         said = self.model.get_input_embeddings()(answer)[None].expand(len(pictures), -1, -1)
         logits = self.model(inputs_embeds=torch.cat([prompts, said], 1), use_cache=False).logits[:, len(ids) - 1 : -1]
         chosen = logits.float().log_softmax(-1).gather(2, answer[None, :, None].expand(len(pictures), -1, 1))
-        return chosen.squeeze(2).mean(1)
+        mean: Tensor = chosen.squeeze(2).mean(1)
+        return mean
 
     def _steps(self, ids: Sequence[int], patch_tokens: Tensor | None, writer: TextWriter) -> Iterator[Tensor]:
         """Logits (V,) for the next token, again and again; the token chosen is read back from the writer."""
@@ -242,9 +243,7 @@ class TextWriter:
     Holds all that is particular to one request, so a batch is a list of writers.
     """
 
-    def __init__(
-        self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int
-    ) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int) -> None:
         self._tokenizer = tokenizer
         self._sampler = Sampler(sampling, tokenizer.silent_ids)
         self._joiner = Detokeniser()
@@ -334,7 +333,9 @@ def _bind(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
     if wrong:
-        raise CheckpointRefused(f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped.")
+        raise CheckpointRefused(
+            f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped."
+        )
     module.load_state_dict(tensors)
 
 

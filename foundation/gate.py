@@ -65,12 +65,10 @@ class Gate:
         path = folder / GATE_FILE
         if not path.is_file():
             return None
-        with safe_open(str(path), framework="numpy") as held:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), framework="numpy") as held:
             words = (held.metadata() or {}).get("kind_words")
             if words is None or set(held.keys()) != {"mean", "whiten", "limit", "kinds"}:
-                raise CheckpointRefused(
-                    f"{GATE_FILE} is not a gate: it must hold mean, whiten, limit, kinds and kind_words."
-                )
+                raise CheckpointRefused(f"{GATE_FILE} is not a gate: it must hold mean, whiten, limit, kinds and kind_words.")
             tensors = {name: held.get_tensor(name).astype(np.float32) for name in held.keys()}  # noqa: SIM118
         return cls(
             mean=tensors["mean"],
@@ -94,9 +92,7 @@ class Gate:
     def assess(self, vector: Vector, modality: str = "") -> GateVerdict:
         """vector (G,) from `gate_vectors`; modality is the DICOM code where the file says one."""
         if modality.upper() not in FILM_MODALITIES:
-            return GateVerdict(
-                False, MODALITY_WORDS.get(modality.upper(), f"an image of modality {modality.upper()}"), np.inf
-            )
+            return GateVerdict(False, MODALITY_WORDS.get(modality.upper(), f"an image of modality {modality.upper()}"), np.inf)
         white = self.whitened(vector[None])[0]
         score = float(white @ white) / self.limit
         return GateVerdict(score <= 1.0, "" if score <= 1.0 else self._kind_of(white), score)

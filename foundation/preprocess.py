@@ -103,9 +103,7 @@ def normalise(film: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArr
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def to_8bit(
-    image: MedicalImage, *, slice_index: int | None = None, window: Window | None = None
-) -> npt.NDArray[np.uint8]:
+def to_8bit(image: MedicalImage, *, slice_index: int | None = None, window: Window | None = None) -> npt.NDArray[np.uint8]:
     """One slice at its own resolution, windowed: (H, W) or, in colour, (H, W, 3) uint8."""
     pixels = image.pixels[pick_slice(image, slice_index)]
     if image.is_color:

@@ -91,7 +91,7 @@ class PromptTokenizer:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        return {token: int(self._with_specials.token_to_id(token)) for token in SPECIALS}
+        return {token: int(self._with_specials.token_to_id(token) or 0) for token in SPECIALS}
 
     @cached_property
     def silent_ids(self) -> tuple[int, ...]:
@@ -106,9 +106,7 @@ class PromptTokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [str(self._with_specials.id_to_token(index)) for index in ids]
 
-    def prompt(
-        self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True
-    ) -> list[int]:
+    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True) -> list[int]:
         """Token ids up to and including the last `<assistant>`; `findings` is `findings_text(...)`, None for no film.
 
         The last turn must be the user's. Answers of earlier turns end with [EOS]. Without hints it is what the chat

@@ -98,24 +98,19 @@ def _changes(rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], draws
         pairs = list(zip(answers["real"], answers[name], strict=True))
         changed = [first.text.strip() != second.text.strip() for first, second in pairs]
         moved = [_largest_move(first, second) for first, second in pairs]
-        measures.append(
-            Measure("answer changed", draws.estimate(_mean(changed)), name, "open question", films=len(rows))
-        )
+        measures.append(Measure("answer changed", draws.estimate(_mean(changed)), name, "open question", films=len(rows)))
         measures.append(Measure("largest move", draws.estimate(_mean(moved)), name, "probabilities", films=len(rows)))
     table = Table(
         ("film", "labels", *VERSIONS),
         tuple(
-            (row.id, ", ".join(row.labels), *(answers[name][place].text for name in VERSIONS))
-            for place, row in enumerate(rows)
+            (row.id, ", ".join(row.labels), *(answers[name][place].text for name in VERSIONS)) for place, row in enumerate(rows)
         ),
     )
     note = (
         f'"{OPEN_QUESTION}" on {len(rows)} films, on a blank film and on another patient\'s film. '
         "Largest move: of any finding's probability, averaged over films."
     )
-    return Section(
-        "Chat: does the answer change with the film", note, tuple(measures), columns=("name", "by"), tables=(table,)
-    )
+    return Section("Chat: does the answer change with the film", note, tuple(measures), columns=("name", "by"), tables=(table,))
 
 
 def _largest_move(first: Answer, second: Answer) -> float:

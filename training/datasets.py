@@ -173,7 +173,8 @@ def _cell_fractions(mask: npt.NDArray[np.bool_], grid: int) -> npt.NDArray[np.fl
     edges = np.linspace(0, mask.shape[0], grid + 1).astype(int)
     rows = np.add.reduceat(mask.astype(np.float32), edges[:-1], axis=0)
     cells = np.add.reduceat(rows, edges[:-1], axis=1)
-    return (cells / np.outer(np.diff(edges), np.diff(edges))).astype(np.float16)
+    fractions: npt.NDArray[np.float16] = (cells / np.outer(np.diff(edges), np.diff(edges))).astype(np.float16)
+    return fractions
 
 
 def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:

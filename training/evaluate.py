@@ -171,9 +171,7 @@ def zero_shot_sections(job: Job) -> list[Section]:
     if job.options.phantoms:
         job.log(f"phantoms: {job.options.phantoms}")
         options = job.options
-        sections.append(
-            phantom_section(job.backbone, options.phantoms, options.running, options.resamples, options.seed)
-        )
+        sections.append(phantom_section(job.backbone, options.phantoms, options.running, options.resamples, options.seed))
     return sections
 
 
@@ -268,9 +266,7 @@ def chat_sections(job: Job, opener: ChatOpener | None) -> list[Section]:
     if options.chat_phantoms:
         job.log(f"asking about {options.chat_phantoms} phantoms")
         size = job.backbone.contract.size
-        sections.append(
-            phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed)
-        )
+        sections.append(phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed))
     return sections
 
 

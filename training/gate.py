@@ -64,7 +64,7 @@ def outside_films(inside: Films, seed: int = 0) -> dict[str, Films]:
     size = inside.shape[-1]
     chosen = inside[random.choice(len(inside), min(60, len(inside)), replace=False)]
     return {
-        "a chest film turned on its side or upside down": np.stack([np.rot90(f, random.integers(1, 4)) for f in chosen]),
+        "a chest film turned on its side or upside down": np.stack([np.rot90(f, int(random.integers(1, 4))) for f in chosen]),
         "an inverted film": 255 - chosen,
         "noise": np.stack(list(_noise(60, size, random))),
         "a page of text": np.stack(list(_pages(60, size, random))),

@@ -221,9 +221,7 @@ class Teacher:
         self.log(f"decoder: going on from step {self.step}")
 
 
-def write_lesson(
-    decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()
-) -> Lesson:
+def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:
     """The conversations of one step; the same step is always the same lesson."""
     rng = random.Random(recipe.seed * 1_000_003 + step)
     rows = [rng.randrange(len(bank)) for _ in range(recipe.batch)]
@@ -312,7 +310,7 @@ def examine(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe) -> dict[str
 
 
 def _labels_of(facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]]) -> list[str]:
-    labels = []
+    labels: list[str] = []
     for turn in range(len(pairs)):
         earlier = [asked.text for asked, _ in pairs[:turn]]
         intent = interpret_question(pairs[turn][0].text, earlier)

@@ -28,7 +28,10 @@ PHANTOM_WEIGHT = 0.3
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """timm's tower by its registered name, so that any open_clip opens the result; text_folder holds the distilled text tower."""
+    """timm's tower by its registered name, so that any open_clip opens the result.
+
+    text_folder holds the distilled text tower.
+    """
 
     timm_name: str
     image_size: int

@@ -56,6 +56,7 @@ class FindingSupervision(nn.Module):
 
     def __init__(self, width: int, priors: Tensor, weights: Tensor) -> None:
         super().__init__()
+        self.weights: Tensor
         self.register_buffer("weights", weights, persistent=False)
         self.head = nn.Linear(width, len(priors))
         nn.init.zeros_(self.head.weight)
@@ -100,7 +101,10 @@ def prompt_pair_loss(
 
 
 def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor) -> Tensor:
-    """Where a finding is, its text and the patch agree. patches (B, N, E), texts (F, E), masks (B, F, h, w) NaN for real films."""
+    """Where a finding is, its text and the patch agree.
+
+    patches (B, N, E), texts (F, E), masks (B, F, h, w), NaN for real films.
+    """
     fraction = masks.flatten(2).transpose(1, 2).float()  # (B, N, F)
     target = torch.where(fraction.isnan(), fraction, (fraction * 4).clamp(0, 1))
     logits = (scale * (patches @ texts.T)).float()
@@ -114,7 +118,7 @@ def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor
 
 
 class Captioning(nn.Module):
-    """A small text decoder that must write the report from the patch tokens; thrown away after pretraining (CapPa, Tschannen 2023)."""
+    """A small text decoder that must write the report from the patch tokens (CapPa, Tschannen 2023)."""
 
     def __init__(
         self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40

@@ -64,9 +64,7 @@ def score_phantoms(backbone: Backbone, count: int, running: Running) -> PhantomS
     """Run `count` phantoms through the image tower, once each."""
     ask = directions(backbone, [prompt_pair(name) for name in FINDINGS])
     ask_side = directions(backbone, [sided_pair(name) for name in LATERAL])
-    look = torch.stack(
-        [F.normalize(embed_texts(backbone, prompt_pair(name).positive).mean(0), dim=0) for name in LATERAL]
-    )
+    look = torch.stack([F.normalize(embed_texts(backbone, prompt_pair(name).positive).mean(0), dim=0) for name in LATERAL])
     seen: list[Phantom] = []
     scores, sided, maps = [], [], []
     for features in run_films(backbone, _films(count, backbone.contract.size, seen), running):
@@ -153,7 +151,6 @@ def _measures(
 ) -> list[Measure]:
     mean = Measure(name, draws.estimate(metrics.mean_over(statistics)), by, "mean", source="phantoms")
     each = [
-        Measure(name, draws.estimate(of), by, label, source="phantoms")
-        for label, of in zip(labels, statistics, strict=True)
+        Measure(name, draws.estimate(of), by, label, source="phantoms") for label, of in zip(labels, statistics, strict=True)
     ]
     return [mean, *each]

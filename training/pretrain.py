@@ -105,7 +105,7 @@ class Pretraining:
         from torch.utils.tensorboard import SummaryWriter
 
         place = self._read_place()
-        with SummaryWriter(str(self.out / "tensorboard")) as board:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.out / "tensorboard")) as board:
             for index in range(place["stage"], len(self.recipe.stage)):
                 step = place["step"] if index == place["stage"] else 0
                 self._run_stage(index, step, board)
@@ -137,7 +137,7 @@ class Pretraining:
             total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
             if not torch.isfinite(total):
                 raise FloatingPointError(f"stage {stage.name}: the loss is not finite at step {step}")
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -207,7 +207,9 @@ class Pretraining:
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
         if "patches" in stage.objectives and table.masks is not None:
             patches = learner.project(features.flatten(2).transpose(1, 2))
-            masks = F.adaptive_avg_pool2d(torch.from_numpy(table.masks[chosen]).float(), features.shape[-2:])
+            masks = F.adaptive_avg_pool2d(
+                torch.from_numpy(table.masks[chosen]).float(), (features.shape[-2], features.shape[-1])
+            )
             parts["patches"] = objectives.patch_text_loss(patches, phantom_e, masks, scale)
         return parts
 
@@ -254,7 +256,7 @@ class Pretraining:
     def _save(self, learner: Learner, optimizer: torch.optim.Optimizer | None, stage: int, step: int) -> None:
         _write_tensors(self.out / "learner.safetensors", learner.state_dict())
         if optimizer is not None:
-            names = {parameter: name for name, parameter in learner.named_parameters()}
+            names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
             held = {
                 f"{names[parameter]}/{key}": torch.as_tensor(value)
                 for parameter, state in optimizer.state.items()

@@ -69,8 +69,7 @@ class Comparison:
             rows=tuple(self.rows[place] for place in kept),
             questions=tuple(q for q in questions if self.min_count <= q.positives <= q.films - self.min_count),
             models=tuple(
-                replace(model, scores={label: score[kept] for label, score in model.scores.items()})
-                for model in self.models
+                replace(model, scores={label: score[kept] for label, score in model.scores.items()}) for model in self.models
             ),
         )
 
@@ -101,16 +100,11 @@ def discrimination(comparison: Comparison) -> Section:
         f"auroc-{comparison.source}.png",
         f"{comparison.source}: AUROC",
         shown,
-        {
-            model.by: [m.estimate for m in measures if m.by == model.by and m.name == "auroc"]
-            for model in comparison.models
-        },
+        {model.by: [m.estimate for m in measures if m.by == model.by and m.name == "auroc"] for model in comparison.models},
     )
     note = f"{len(comparison.rows)} films of {comparison.draws.patients} patients; AP is average precision."
     notes = " ".join(f"{model.by}: {model.note}." for model in comparison.models if model.note)
-    return Section(
-        f"{comparison.source}: telling films apart", f"{note} {notes}".strip(), tuple(measures), plots=(plot,)
-    )
+    return Section(f"{comparison.source}: telling films apart", f"{note} {notes}".strip(), tuple(measures), plots=(plot,))
 
 
 def _compare(comparison: Comparison, label: str, questions: Sequence[Question]) -> list[Measure]:
@@ -203,14 +197,10 @@ def calibration(comparison: Comparison) -> Section | None:
             for name in names:
                 estimate = comparison.draws.estimate(statistic(name, model, question))
                 counts = (question.films, question.positives)
-                measures.append(
-                    Measure(name, estimate, model.by, question.label, "all", *counts, source=comparison.source)
-                )
+                measures.append(Measure(name, estimate, model.by, question.label, "all", *counts, source=comparison.source))
     subject = comparison.subject
     curves = {
-        question.label: metrics.reliability(
-            subject.scores[question.label][question.asked], question.truth[question.asked]
-        )
+        question.label: metrics.reliability(subject.scores[question.label][question.asked], question.truth[question.asked])
         for question in comparison.questions
     }
     title = f"{comparison.source}: what a probability means"

@@ -71,7 +71,7 @@ def _report(present: Sequence[str], random: np.random.Generator) -> str:
 
 
 def target_prompts(target: str) -> PromptPair | None:
-    """Positive and negative sentences of a target (see datasets.real_target_names, phantom_target_names); None if it has no words.
+    """Positive and negative sentences of a target (see datasets.real_target_names); None if it has no words.
 
     `normal` has none: it is the absence of findings, never a prompt of its own.
     """

@@ -26,9 +26,7 @@ class Limits:
 
     def check_bytes(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
-            raise FilmTooLarge(
-                f"The file has {size_bytes:,} bytes; at most {self.max_bytes:,} are read. Send a smaller film."
-            )
+            raise FilmTooLarge(f"The file has {size_bytes:,} bytes; at most {self.max_bytes:,} are read. Send a smaller film.")
 
     def check_shape(self, slices: int, height: int, width: int, bytes_per_pixel: int) -> None:
         """What the header claims, before decoding; bytes_per_pixel counts all channels."""

@@ -238,9 +238,7 @@ def test_colour_is_rgb_whatever_it_was_stored_as(name: str) -> None:
 
 def test_multi_frame_becomes_a_volume_sorted_by_position() -> None:
     frames = np.stack([np.full((4, 6), value, dtype=np.uint16) for value in (30, 10, 20)])
-    groups = [
-        sequence_item(PlanePositionSequence=[sequence_item(ImagePositionPatient=[0, 0, depth])]) for depth in (6, 2, 4)
-    ]
+    groups = [sequence_item(PlanePositionSequence=[sequence_item(ImagePositionPatient=[0, 0, depth])]) for depth in (6, 2, 4)]
     shared = sequence_item(
         PlaneOrientationSequence=[sequence_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
         PixelMeasuresSequence=[sequence_item(PixelSpacing=[0.5, 0.25])],

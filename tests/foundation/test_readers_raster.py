@@ -82,10 +82,7 @@ def test_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"quality": 100} if kind == "JPEG" else {}
-    if kind == "TIFF":
-        data = picture(source, kind, tiffinfo={274: orientation})
-    else:
-        data = picture(source, kind, exif=exif, **options)
+    data = picture(source, kind, tiffinfo={274: orientation}) if kind == "TIFF" else picture(source, kind, exif=exif, **options)
     truth = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
     np.testing.assert_array_equal(read_film(data).pixels[0], truth)
 

@@ -31,9 +31,7 @@ def refuse(*_: object, **__: object) -> None:
     raise AssertionError("the films were read again")
 
 
-def test_hog_learns_a_bright_corner_and_is_kept(
-    rows: SplitRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hog_learns_a_bright_corner_and_is_kept(rows: SplitRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_baseline("hog", rows, LABELS, tmp_path / "kept", report=quiet)
     truth = truth_of(rows.test, LABELS)
     assert all(auroc(first.of(label), truth[:, k])[0] > 0.9 for k, label in enumerate(LABELS))

@@ -54,9 +54,7 @@ def _palette(dataset: Dataset, stored: Pixels) -> npt.NDArray[np.uint8]:
     colours = apply_color_lut(stored, dataset)
     if colours.dtype == np.uint8:
         return np.ascontiguousarray(colours[..., :3], dtype=np.uint8)
-    return np.asarray(
-        colours[..., :3] >> 8, dtype=np.uint8
-    )  # 16-bit entries: the screen's eight bits are the upper ones
+    return np.asarray(colours[..., :3] >> 8, dtype=np.uint8)  # 16-bit entries: the screen's eight bits are the upper ones
 
 
 def _one_bit(header: PixelHeader, stored: Pixels) -> Resolved:

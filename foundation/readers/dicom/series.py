@@ -45,9 +45,7 @@ def read_slice(data: bytes, limits: Limits) -> Slice:
         notes=resolved.notes,
     )
     image = _place_frames(image, dataset)
-    return Slice(
-        image, word(dataset, "SeriesInstanceUID"), number(dataset, "InstanceNumber"), geometry.placement(dataset)
-    )
+    return Slice(image, word(dataset, "SeriesInstanceUID"), number(dataset, "InstanceNumber"), geometry.placement(dataset))
 
 
 def stack_series(files: Iterable[bytes], limits: Limits) -> MedicalImage:
