@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -324,7 +324,7 @@ class _Trainer:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.ids, self.targets, self.codes = ids, targets, codes
         self.tower: Any = build_tower(recipe)
-        token_embedding: nn.Embedding = self.tower.token_embedding
+        token_embedding = cast(nn.Embedding, self.tower.token_embedding)
         token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
         self.to_teacher = nn.Linear(recipe.embed_dim, targets.shape[1], bias=False)
         held = int(len(ids) * recipe.held_out)
