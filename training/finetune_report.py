@@ -59,12 +59,12 @@ class Scored:
         return tuple(metric for metric in made if math.isfinite(metric.value))
 
     def mean_auroc(self) -> float:
-        return float(
-            mean_over([self._auroc(self.logits, k) for k in range(len(self.labels))])(np.ones((1, len(self.truth))))[0]
-        )
+        statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]
+        return float(mean_over(statistics)(np.ones((1, len(self.truth))))[0])
 
-    def _auroc(self, scores: Floats, k: int) -> Statistic:
-        return lambda weights: auroc(scores[:, k], self.truth[:, k] > 0.5, weights)
+    def _auroc(self, logits: Floats, k: int) -> Statistic:
+        scores = rankable(logits, self.is_multi_label)[:, k]
+        return lambda weights: auroc(scores, self.truth[:, k] > 0.5, weights)
 
     def _metric(self, name: str, label: str, statistic: Statistic) -> Metric:
         estimate: Estimate = self.bootstrap.estimate(statistic)
