@@ -152,7 +152,7 @@ class AdapterCard:
             "metrics": lambda value: tuple(_record(Metric, item, "metrics") for item in value),
             "data": lambda value: tuple(_record(DataRecord, item, "data") for item in value),
         }
-        card = _record(cls, {key: nested[key](v) if key in nested else v for key, v in raw.items()}, CARD)
+        card: AdapterCard = _record(cls, {key: nested[key](v) if key in nested else v for key, v in raw.items()}, CARD)
         card._check()
         return card
 

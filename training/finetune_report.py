@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from adapters.card import AdapterCard, Calibration, Metric
 from adapters.tasks.classification import NORMAL, calibrate
+from training.classification import rankable
 from training.loop import LoopReport
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, calibration_error, difference, mean_over
 

@@ -284,7 +284,7 @@ class Loop:
         return DataLoader(
             _Draws(self.trainee),
             batch_size=None,
-            sampler=list(plan),  # type: ignore[arg-type]
+            sampler=list(plan),
             num_workers=self.config.workers,
             generator=torch.Generator().manual_seed(self.config.seed),
         )
