@@ -106,10 +106,13 @@ class PromptTokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [str(self._with_specials.id_to_token(index)) for index in ids]
 
-    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int) -> list[int]:
+    def prompt(
+        self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True
+    ) -> list[int]:
         """Token ids up to and including the last `<assistant>`; `findings` is `findings_text(...)`, None for no film.
 
-        The last turn must be the user's. Answers of earlier turns end with [EOS].
+        The last turn must be the user's. Answers of earlier turns end with [EOS]. Without hints it is what the chat
+        template of an exported model writes; the decoder is taught both.
         """
         if not turns or turns[-1].role != "user":
             raise InvalidRequest("The last message must be the user's question.", param="messages")
@@ -121,7 +124,9 @@ class PromptTokenizer:
         for turn in turns:
             if turn.role == "user":
                 words, hint = question_text(turn.text, earlier)
-                ids += [special["<user>"], *self.encode_plain(words), special["[SEP]"], *self.encode_plain(hint)]
+                ids += [special["<user>"], *self.encode_plain(words)]
+                if with_hints:
+                    ids += [special["[SEP]"], *self.encode_plain(hint)]
                 ids.append(special["<assistant>"])
                 earlier.append(turn.text)
             else:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 def known_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy over known targets, averaged per target first so that rich sources do not drown the others.
+    """Binary cross-entropy averaged over every known (film, target); unknown targets take no part.
 
-    logits, targets (B, K); weights (K,) say how much each target counts.
+    logits, targets (B, K); weights (K,) say how much each target counts. NOTE: averaging per target first gives a target
+    known for three films of a batch the weight of one known for fifty; with a constant rate of 1e-3 that noise undid
+    the tower (validation AUROC 0.5 after 115,000 films).
     """
-    known = ~targets.isnan()
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none") * known
-    count = known.sum(0)
-    counted = weights * (count > 0)
-    return (counted * loss.sum(0) / count.clamp_min(1)).sum() / counted.sum().clamp_min(1e-6)
+    known = ~targets.isnan() * weights
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
+    return (loss * known).sum() / known.sum().clamp_min(1e-6)
 
 
 class MaskedFilm(nn.Module):

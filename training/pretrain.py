@@ -249,7 +249,6 @@ class Pretraining:
         return torch.optim.AdamW(
             [{"params": held, "weight_decay": decay} for decay, held in groups.items()],
             lr=stage.learning_rate,
-            betas=(0.9, 0.98),
         )
 
     def _save(self, learner: Learner, optimizer: torch.optim.Optimizer | None, stage: int, step: int) -> None:

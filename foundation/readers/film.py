@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,9 @@ READERS: dict[str, Callable[[bytes, Limits], MedicalImage]] = {
     "tiff": read_tiff,
 }
 DEFAULT_LIMITS = Limits()
+for _library in ("pydicom", "openjpeg", "tifffile", "nibabel", "PIL"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # their messages quote the file, and so may name a patient
+
 Source = TypeVar("Source")
 
 

@@ -32,7 +32,7 @@ SLACK_BYTES = 65536  # extensions and padding a gzipped file may hold beyond its
 
 def read_nifti_gz(data: bytes, limits: Limits) -> MedicalImage:
     """A gzipped NIfTI file: the header is unpacked alone first, then no more than it announces."""
-    head = _first_bytes(data, limits)
+    head = _first_bytes(data)
     if not is_nifti(head):
         raise FilmUnsupported("This is a gzip file that holds no NIfTI volume; send the film itself.")
     header = _header(head)
@@ -50,11 +50,11 @@ def read_nifti(data: bytes, limits: Limits) -> MedicalImage:
     return _to_image(header, voxels)
 
 
-def _first_bytes(data: bytes, limits: Limits) -> bytes:
+def _first_bytes(data: bytes) -> bytes:
     import zlib
 
     try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, min(HEADER_BYTES, limits.max_inflated_bytes))
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, HEADER_BYTES)
     except zlib.error:
         raise FilmUnreadable("The gzip file is damaged; export or download it again.") from None
 

@@ -32,5 +32,5 @@ def gateway(app: FastAPI) -> FakeGateway:
 
 @pytest.fixture
 def http(address: str, gateway: FakeGateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, trust_env=False) as found:
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as found:
         yield found

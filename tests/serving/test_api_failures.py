@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -13,9 +14,12 @@ import pytest
 from fastapi import FastAPI
 from live_api import LABELS, data_uri, error_of, files, png_film, wait_until
 
-from serving.fake import ADAPTER, FakeGateway
+from serving.api.chat import _outcomes
+from serving.api.conversation import Conversation
+from serving.api.service import Service
+from serving.fake import ADAPTER, MODELS, FakeGateway
 from serving.limits import ServerLimits
-from serving.messages import Outcome, Request
+from serving.messages import ChatTurn, Outcome, Request
 
 FILM = data_uri(png_film())
 
@@ -115,3 +119,18 @@ def test_an_answer_that_does_not_fit_its_labels_is_an_internal_error(http: httpx
 
     gateway.ask = short  # type: ignore[method-assign]
     assert http.post("/v1/zero_shot", files=files(png_film()), data={"labels": LABELS}).status_code == 500
+
+
+def test_a_half_read_answer_is_closed_not_left_to_the_garbage_collector() -> None:
+    service = Service(FakeGateway(), ServerLimits())
+    stream, kept = service.gateway.stream, []
+    service.gateway.stream = lambda request: kept.append(stream(request)) or kept[0]  # type: ignore[method-assign]
+    request = service.request("chat", MODELS[0], turns=(ChatTurn("user", "Hello"),))
+
+    async def read_one_piece() -> None:
+        pieces = _outcomes(service, Conversation(MODELS[0], request, (), include_film=False))
+        await anext(pieces)
+        await pieces.aclose()
+
+    asyncio.run(read_one_piece())
+    assert service.gateway.cancelled == [request.id]

@@ -130,6 +130,17 @@ def test_no_server_is_said_plainly() -> None:
         client.models()
 
 
+def test_a_proxy_of_the_environment_never_sees_a_film(
+    address: str, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(address) as client:
+        assert client.health().ready
+
+
 def test_a_slow_server_is_a_deadline(address: str, gateway: FakeGateway) -> None:
     gateway.delay_s = 1.0
     with Client(address, timeout_s=0.2) as client, pytest.raises(DeadlineExceeded):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from io import BytesIO
 
@@ -12,13 +11,12 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from foundation.errors import FilmUnreadable, FilmUnsupported
+from foundation.readers.dicom.pixels import choose_plugin
 from foundation.readers.limits import Limits
 
 PREAMBLE = b"\0" * 128 + b"DICM"
 NOT_FILMS = {"SEG": "a segmentation", "RTDOSE": "a radiation dose map", "PR": "a display setting", "SR": "a report"}
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote element values, which may name a patient
 
 
 def parse(data: bytes, limits: Limits) -> Dataset:
@@ -27,10 +25,9 @@ def parse(data: bytes, limits: Limits) -> Dataset:
         data = PREAMBLE + data  # the sniffer saw the file header itself: only the preamble was stripped
     syntax, body_offset = _file_header(data)
     if syntax == DeflatedExplicitVRLittleEndian:
-        body = limits.inflate(data[body_offset:], raw=True)
-        data = _part10(body)
-    elif not syntax.is_transfer_syntax and not syntax.is_private:
-        raise FilmUnreadable("The DICOM file header names an encoding that does not exist; export the film again.")
+        data = _part10(limits.inflate(data[body_offset:], raw=True))
+    else:
+        choose_plugin(syntax)  # refused by name before anything else is read
     dataset = pydicom.dcmread(BytesIO(data))
     _require_film(dataset)
     return dataset

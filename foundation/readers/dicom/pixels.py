@@ -53,6 +53,12 @@ PROCESSES: dict[str, frozenset[str]] = {  # what a transfer syntax allows its co
         for syntax in (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
     },
 }
+NEWER_CODECS = {  # standard, but later than pydicom's own list
+    "1.2.840.10008.1.2.4.110": "JPEG XL (lossless)",
+    "1.2.840.10008.1.2.4.111": "JPEG XL (recompressed JPEG)",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
 PACKBITS_UNCOUNTED_BYTES = 64 * 2**20
 PHOTOMETRIES = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
@@ -201,6 +207,8 @@ def _whole(dataset: Dataset, keyword: str, default: int | None = None) -> int:
 
 
 def _codec_name(syntax: UID) -> str:
-    if syntax.is_private or syntax.name == str(syntax):
+    if str(syntax) in NEWER_CODECS:
+        return NEWER_CODECS[str(syntax)]
+    if syntax.is_private or syntax.name == str(syntax) or syntax.type != "Transfer Syntax":
         return "a private or unknown codec"
     return str(syntax.name).split("(")[0].strip()
