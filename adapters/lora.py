@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +71,9 @@ class LoraLinear(nn.Module):
         self.scale = spec.scale
         self.is_enabled = True
         self.is_merged = False
-        like: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.empty(spec.rank, base.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, spec.rank, **like))
+        new = base.weight.new_zeros
+        self.lora_A = nn.Parameter(new(spec.rank, base.in_features, dtype=torch.float32))
+        self.lora_B = nn.Parameter(new(base.out_features, spec.rank, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     @property

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from adapters.card import AdapterCard, Calibration, Metric
 from adapters.tasks.classification import NORMAL, calibrate
+from training.classification import rankable
 from training.loop import LoopReport
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, calibration_error, difference, mean_over
 
@@ -59,12 +60,12 @@ class Scored:
         return tuple(metric for metric in made if math.isfinite(metric.value))
 
     def mean_auroc(self) -> float:
-        return float(
-            mean_over([self._auroc(self.logits, k) for k in range(len(self.labels))])(np.ones((1, len(self.truth))))[0]
-        )
+        statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]
+        return float(mean_over(statistics)(np.ones((1, len(self.truth))))[0])
 
-    def _auroc(self, scores: Floats, k: int) -> Statistic:
-        return lambda weights: auroc(scores[:, k], self.truth[:, k] > 0.5, weights)
+    def _auroc(self, logits: Floats, k: int) -> Statistic:
+        scores = rankable(logits, self.is_multi_label)[:, k]
+        return lambda weights: auroc(scores, self.truth[:, k] > 0.5, weights)
 
     def _metric(self, name: str, label: str, statistic: Statistic) -> Metric:
         estimate: Estimate = self.bootstrap.estimate(statistic)
