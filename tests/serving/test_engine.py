@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import LABELS, noise_film, write_checkpoint, write_findings
 
 from adapters.files import read_adapter
 from adapters.lora import load_weights, remove_lora
@@ -23,7 +23,6 @@ from foundation.prompt import FindingState, Turn
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.messages import Batch, ChatTurn, Film, Outcome, Request, Sampling
-from tiny import LABELS, noise_film, write_checkpoint, write_findings
 
 TEMPLATES = ["{}", "there is {}"]
 ZERO_SHOT = {"labels": ["effusion", "mass"], "templates": TEMPLATES, "negatives": None}
@@ -39,8 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(place: Path) -> Iterator[Engine]:
-    yield Engine.open(EngineConfig(checkpoint=str(place / "checkpoint"), adapters_dir=str(place / "adapters")))
+def engine(place: Path) -> Engine:
+    return Engine.open(EngineConfig(checkpoint=str(place / "checkpoint"), adapters_dir=str(place / "adapters")))
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +310,7 @@ def test_a_film_outside_is_not_assessed_and_gets_no_number(engine: Engine) -> No
     classify = Request(2, "classify", adapter="other", film=ct)
     inside = replace(classify, id=3, film=noise_film(1))
     values = {o.request_id: o.value for o in gated(engine).run(Batch((zero_shot, classify, inside)))}
-    assert values[1] and values[2] and values[3]
+    assert None not in values.values()
     assert (values[1]["assessed"], values[1]["looks_like"], values[1]["scores"]) == (False, "a CT slice", [])
     assert (values[2]["assessed"], values[2]["probabilities"], values[2]["logits"]) == (False, [], [])
     assert values[3]["assessed"]
