@@ -88,13 +88,6 @@ class QuestionIntent:
     def finding(self) -> str | None:
         return self.findings[0] if self.findings else None
 
-    @property
-    def hint(self) -> str:
-        """The intent as a few words for the decoder: "effusion location", "normal", "not assessed"."""
-        if self.findings:
-            return f"{' , '.join(self.findings)} {'absence' if self.asks_absence else self.kind}"
-        return f"{self.term} not assessed" if self.term else self.kind
-
 
 def interpret_question(text: str, earlier: Sequence[str] = ()) -> QuestionIntent:
     """The intent of a question; `earlier` are the previous user turns, oldest first, for "where is it?"."""
