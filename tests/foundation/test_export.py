@@ -59,7 +59,7 @@ def register_vit(name: str, size: int, class_token: bool, options: dict[str, Any
     from timm.models.vision_transformer import VisionTransformer
 
     def build(pretrained: bool = False, num_classes: int = 0, global_pool: str = "avg", **unused: Any) -> Any:
-        return VisionTransformer(
+        tower: Any = VisionTransformer(
             img_size=size,
             patch_size=16,
             class_token=class_token,
@@ -67,6 +67,8 @@ def register_vit(name: str, size: int, class_token: bool, options: dict[str, Any
             global_pool="token" if class_token else global_pool,
             **options,
         )
+        tower.default_cfg = {}  # timm's own builder sets it, and open_clip asks for it
+        return tower
 
     build.__name__ = name
     if not timm.is_model(name):
