@@ -242,9 +242,7 @@ class TextWriter:
     Holds all that is particular to one request, so a batch is a list of writers.
     """
 
-    def __init__(
-        self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int
-    ) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int) -> None:
         self._tokenizer = tokenizer
         self._sampler = Sampler(sampling, tokenizer.silent_ids)
         self._joiner = Detokeniser()
@@ -334,7 +332,9 @@ def _bind(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
     if wrong:
-        raise CheckpointRefused(f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped.")
+        raise CheckpointRefused(
+            f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped."
+        )
     module.load_state_dict(tensors)
 
 

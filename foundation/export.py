@@ -77,7 +77,9 @@ def export_llava(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32
     vision = _export_vision(model.eval().visual, contract)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in _tensors(vision, decoder)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / "model.safetensors", {"format": "pt"}
+    )
     _write_json(out / "config.json", _model_config(vision, decoder, contract, dtype))
     _write_json(out / "generation_config.json", decoder.generation_config())
     _write_processor(vision, decoder, contract, checkpoint / DECODER_FOLDER, out)
@@ -154,9 +156,7 @@ def _export_visformer(trunk: Any) -> VisionExport:
     }
     tensors = {f"timm_model.{name}": tensor for name, tensor in trunk.state_dict().items() if not name.startswith("head.")}
     shift = norm.bias - norm.running_mean * scale
-    return VisionExport(
-        "fast_vlm", "FastVlmForConditionalGeneration", config, tensors, 32, (scale.detach(), shift.detach())
-    )
+    return VisionExport("fast_vlm", "FastVlmForConditionalGeneration", config, tensors, 32, (scale.detach(), shift.detach()))
 
 
 def _visformer_name(trunk: Any) -> str:
@@ -241,9 +241,7 @@ def _activation(module: nn.Module) -> str:
 # The processor
 
 
-def _write_processor(
-    vision: VisionExport, decoder: Decoder, contract: InputContract, tokenizer: Path, out: Path
-) -> None:
+def _write_processor(vision: VisionExport, decoder: Decoder, contract: InputContract, tokenizer: Path, out: Path) -> None:
     if contract.resize_mode != "squash":
         raise CheckpointRefused(
             f"The preprocessing resizes by `{contract.resize_mode}`; only `squash` can be written for transformers."

@@ -124,9 +124,7 @@ class PromptTokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [str(self._with_specials.id_to_token(index)) for index in ids]
 
-    def prompt(
-        self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True
-    ) -> list[int]:
+    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True) -> list[int]:
         """Token ids up to and including the last `<assistant>`; `findings` is `findings_text(...)`, None for no film.
 
         The last turn must be the user's. Answers of earlier turns end with [EOS]. Without hints it is what the chat

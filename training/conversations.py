@@ -233,7 +233,7 @@ _MEANING = ("what is {a}{x}?", "what does {x} mean?", "explain {x}", "what is th
 _ABSENCE = ("is the film free of {x}?", "is there no {x}?", "are the lungs without {x}?")
 _PAIR = ("is there {x} or {y}?", "{x} and {y}?", "do you see {x} or {y}?", "check for {x} and {y}")
 _HEART = ("is the heart enlarged?", "is the heart normal?", "is the heart size normal?", "how is the heart?", "heart?",
-          "is the heart too big?", "is the heart size increased?", "how big is the heart?", "what about the heart?")  # fmt: skip
+          "is the heart too big?", "is the heart size increased?", "how big is the heart?")  # fmt: skip
 _NORMAL = (
     "is it normal?", "is this normal?", "is this film normal?", "is the chest x-ray normal?", "are the lungs clear?",
     "is anything wrong?", "is there any abnormality?", "is there anything abnormal?", "is the patient healthy?",
@@ -298,9 +298,7 @@ def _about_finding(rng: random.Random, name: str) -> str:
 def _fill(template: str, rng: random.Random, name: str) -> str:
     article = rng.choice(("a ", "an ", "")) if name in _COUNTED else ""
     other = rng.choice([finding for finding in FINDINGS if finding != name])
-    return template.format(
-        x=_term(rng, name), y=_term(rng, other), a=article, s=rng.choice(("left", "right"))
-    )
+    return template.format(x=_term(rng, name), y=_term(rng, other), a=article, s=rng.choice(("left", "right")))
 
 
 def _term(rng: random.Random, name: str) -> str:
@@ -315,9 +313,7 @@ def _cased(text: str, rng: random.Random) -> str:
     return text[0].upper() + text[1:] if rng.random() < 0.5 else text
 
 
-def conversation(
-    rng: random.Random, facts: FilmFacts, turns: int, extra: Sequence[str] = ()
-) -> tuple[tuple[Turn, Turn], ...]:
+def conversation(rng: random.Random, facts: FilmFacts, turns: int, extra: Sequence[str] = ()) -> tuple[tuple[Turn, Turn], ...]:
     """`turns` questions with their true answers; some questions lean on the one before."""
     asked: list[str] = []
     pairs = []

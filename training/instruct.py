@@ -166,11 +166,11 @@ class Teacher:
             self.step += 1
             if board:
                 board.add_scalar("decoder/loss", loss, self.step)
-            if self.step % 50 == 0 or self.step == until:
+            if self.step % 25 == 0 or self.step == until:
                 pace = (time.monotonic() - began) / (self.step - first)
                 left = pace * (until - self.step)
                 self.log(f"decoder step {self.step}/{self.recipe.steps} loss {loss:.4f} ({left:.0f} s left)")
-            if self.step % 200 == 0 or self.step == until:
+            if self.step % 100 == 0 or self.step == until:
                 self._save()
         self.decoder.eval()
         if board:
@@ -221,9 +221,7 @@ class Teacher:
         self.log(f"decoder: going on from step {self.step}")
 
 
-def write_lesson(
-    decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()
-) -> Lesson:
+def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:
     """The conversations of one step; the same step is always the same lesson."""
     rng = random.Random(recipe.seed * 1_000_003 + step)
     rows = [rng.randrange(len(bank)) for _ in range(recipe.batch)]

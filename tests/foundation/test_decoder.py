@@ -87,7 +87,7 @@ def test_the_picture_and_the_findings_both_reach_the_answer(decoder: Decoder, pi
 
 def test_scores_are_those_of_each_picture_alone(decoder: Decoder, picture: torch.Tensor) -> None:
     ids = decoder.prompt_ids(ASKED, STATED, 4)
-    answer = decoder.tokenizer.encode_plain("yes there is") + [decoder.end_id]
+    answer = [*decoder.tokenizer.encode_plain("yes there is"), decoder.end_id]
     pictures = torch.stack([picture, torch.zeros_like(picture), picture.flip(0)])
     together = decoder.score(ids, answer, pictures)
     alone = torch.cat([decoder.score(ids, answer, one[None]) for one in pictures])
@@ -161,11 +161,9 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"auto_map": {"AutoModel": "evil.Model"}}, {"model_type": "gpt2"}])
-def test_a_config_that_runs_code_or_is_no_llama_is_refused(
-    folder: Path, tmp_path: Path, change: dict[str, object]
-) -> None:
+def test_a_config_that_runs_code_or_is_no_llama_is_refused(folder: Path, tmp_path: Path, change: dict[str, object]) -> None:
     broken = copied(folder, tmp_path)
     config = json.loads((broken / "decoder/config.json").read_text())
     (broken / "decoder/config.json").write_text(json.dumps(config | change))
-    with pytest.raises(CheckpointRefused, match="run code|only Llama"):
+    with pytest.raises(CheckpointRefused, match=r"run code|only Llama"):
         Decoder.load(broken)
