@@ -12,7 +12,8 @@ from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 
 _WORDS = (
     "yes no there is a an the film shows normal not looks where which side on in left right both lower upper zone "
-    "small large present absent presence location severity describe other assessed pleural lung pulmonary % heart : ? , . ( ) ;"
+    "small large present absent presence absence location severity describe other assessed pleural lung pulmonary heart "
+    "% : ? , . ( ) ;"
 )
 
 

@@ -233,7 +233,7 @@ _MEANING = ("what is {a}{x}?", "what does {x} mean?", "explain {x}", "what is th
 _ABSENCE = ("is the film free of {x}?", "is there no {x}?", "are the lungs without {x}?")
 _PAIR = ("is there {x} or {y}?", "{x} and {y}?", "do you see {x} or {y}?", "check for {x} and {y}")
 _HEART = ("is the heart enlarged?", "is the heart normal?", "is the heart size normal?", "how is the heart?", "heart?",
-          "is the heart too big?", "is the heart size increased?", "how big is the heart?", "what about the heart?")  # fmt: skip  # noqa: E501
+          "is the heart too big?", "is the heart size increased?", "how big is the heart?")  # fmt: skip
 _NORMAL = (
     "is it normal?", "is this normal?", "is this film normal?", "is the chest x-ray normal?", "are the lungs clear?",
     "is anything wrong?", "is there any abnormality?", "is there anything abnormal?", "is the patient healthy?",

@@ -166,11 +166,11 @@ class Teacher:
             self.step += 1
             if board:
                 board.add_scalar("decoder/loss", loss, self.step)
-            if self.step % 50 == 0 or self.step == until:
+            if self.step % 25 == 0 or self.step == until:
                 pace = (time.monotonic() - began) / (self.step - first)
                 left = pace * (until - self.step)
                 self.log(f"decoder step {self.step}/{self.recipe.steps} loss {loss:.4f} ({left:.0f} s left)")
-            if self.step % 200 == 0 or self.step == until:
+            if self.step % 100 == 0 or self.step == until:
                 self._save()
         self.decoder.eval()
         if board:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.errors import CheckpointRefused, InvalidRequest
-from foundation.prompt import Detokeniser, FindingState, PromptTokenizer, Turn, detokenise, findings_text
+from foundation.prompt import (
+    Detokeniser,
+    FindingState,
+    PromptTokenizer,
+    Turn,
+    detokenise,
+    findings_text,
+    hint_text,
+)
 from foundation.tiny_decoder import tiny_vocabulary
 from foundation.wordpiece import write_tokenizer
 
@@ -34,10 +42,31 @@ def test_the_prompt_has_its_parts_in_order(tokenizer: PromptTokenizer) -> None:
     turns = [Turn("user", "Is there a mass?"), Turn("assistant", "No."), Turn("user", "Where is it?")]
     ids = tokenizer.prompt(turns, "mass absent 10", 2)
     expected = (
-        "[BOS] <image> <image> <findings> mass absent 1 ##0 <user> is there a mass ? [SEP] mass presence <assistant> no . "
-        "[EOS] <user> where is i ##t ? [SEP] mass location <assistant>"
+        "[BOS] <image> <image> <findings> mass absent 1 ##0 "
+        "<user> is there a mass ? [SEP] presence ; mass absent 1 ##0 <assistant> no . [EOS] "
+        "<user> where is i ##t ? [SEP] location ; mass absent 1 ##0 <assistant>"
     )
     assert tokenizer.tokens(ids) == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("question", "earlier", "hint"),
+    [
+        ("Fluid around the lung, on the left?", [], "left presence ; effusion present 83 right"),
+        ("Where is it?", ["Is there an effusion?"], "location ; effusion present 83 right"),
+        ("Is the heart normal?", [], "absence ; cardiomegaly absent 7"),
+        ("Describe the film.", [], "describe ; effusion present 83 right"),
+        ("Is there a mass?", [], "presence ; mass not assessed"),
+        ("Is there a rib fracture?", [], "fracture not assessed"),
+        ("Hello", [], "other"),
+    ],
+)
+def test_the_hint_holds_what_is_asked(question: str, earlier: list[str], hint: str) -> None:
+    assert hint_text(question, earlier, "cardiomegaly absent 7 ; effusion present 83 right") == hint
+
+
+def test_a_film_that_is_not_assessed_has_no_clauses() -> None:
+    assert hint_text("Describe the film.", [], findings_text(None)) == "describe"
 
 
 def test_an_answer_to_the_assistant_is_refused(tokenizer: PromptTokenizer) -> None:
@@ -53,7 +82,10 @@ def test_what_people_write_never_becomes_a_special_token(text: str) -> None:
         assert not special & set(tokenizer.encode_plain(injected))
 
 
-@given(st.lists(st.sampled_from(["is", "Effusion", "?", "<image>", "50%", "right-sided", "[SEP]"]), min_size=1, max_size=8))
+_PIECES = st.sampled_from(["is", "Effusion", "?", "<image>", "50%", "right-sided", "[SEP]"])
+
+
+@given(st.lists(_PIECES, min_size=1, max_size=8))
 def test_a_prompt_as_text_is_tokenised_to_the_same_ids(words: list[str]) -> None:
     from tokenizers import Tokenizer
 
