@@ -28,7 +28,7 @@ from training.metrics import auroc
 SIZE = 128  # pixels; most of the public chest films in use are kept at this size
 HOG = {"orientations": 9, "pixels_per_cell": (16, 16), "cells_per_block": (2, 2)}
 COMPONENTS = 256
-PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)  # PCA is not whitened: that cost 0.04 of mean AUROC on ChestX-ray14
 TITLES = {"hog": "HOG + PCA + logistic regression", "cnn": "ResNet-18 from scratch"}
 
 Films: TypeAlias = npt.NDArray[np.uint8]
@@ -107,7 +107,7 @@ def load_films(rows: Sequence[Row], size: int = SIZE) -> Films:
 
 def _hog(rows: SplitRows, labels: tuple[str, ...], cache: Path, seed: int, report: Report) -> BaselineScores:
     """Each label is a model of its own, so the cache is filled label by label."""
-    kept = _Cache(cache, "hog", rows, {"size": SIZE, "hog": str(HOG), "components": COMPONENTS, "seed": seed})
+    kept = _Cache(cache, "hog", rows, _hog_settings(seed))
     missing = [label for label in labels if label not in kept.columns]
     if missing:
         start = time.process_time()
@@ -120,13 +120,17 @@ def _hog(rows: SplitRows, labels: tuple[str, ...], cache: Path, seed: int, repor
     return kept.scores("hog", labels)
 
 
+def _hog_settings(seed: int) -> Mapping[str, object]:
+    return {"size": SIZE, "hog": str(HOG), "components": COMPONENTS, "penalties": PENALTIES, "seed": seed}
+
+
 def _hog_features(rows: SplitRows, seed: int, report: Report) -> tuple[Scores, Scores, Scores]:
     from sklearn.decomposition import PCA
 
     train, val, test = (_describe(load_films(part)) for part in (rows.train, rows.val, rows.test))
     report(f"described {len(train) + len(val) + len(test)} films by oriented gradients")
     components = min(COMPONENTS, len(train) - 1, train.shape[1])
-    pca = PCA(components, whiten=True, svd_solver="randomized", random_state=seed).fit(train)
+    pca = PCA(components, svd_solver="randomized", random_state=seed).fit(train)
     return pca.transform(train), pca.transform(val), pca.transform(test)
 
 
