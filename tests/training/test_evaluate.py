@@ -70,9 +70,7 @@ class SeeingBackbone:
         return torch.stack([self._meaning(text.lower()) for text in strings])
 
     def _meaning(self, text: str) -> Tensor:
-        sign = (
-            -1.0 if text.startswith(("no ", "there is no", "without")) or " no " in text or " without " in text else 1.0
-        )
+        sign = -1.0 if text.startswith(("no ", "there is no", "without")) or " no " in text or " without " in text else 1.0
         axis = {"effu": 0, "pleu": 0, "mass": 1}
         vector = torch.tensor([0.0, 0.0, 1.0])
         for word, place in axis.items():
@@ -290,9 +288,7 @@ def test_phantom_questions_are_marked_against_the_truth() -> None:
 
     report = run("chat", None, chat=lambda _: Knowing())
     [section] = report.sections
-    assert {m.estimate.value for m in section.measures if m.by == "real" and m.estimate.value == m.estimate.value} == {
-        1.0
-    }
+    assert {m.estimate.value for m in section.measures if m.by == "real" and m.estimate.value == m.estimate.value} == {1.0}
     assert report.find("balanced accuracy", by="blank").value == 0.0
 
 
