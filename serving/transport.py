@@ -192,4 +192,5 @@ def failure(request_id: int, error: VesaliusError) -> Outcome:
 
 def contract_from_plain(plain: Message) -> InputContract:
     """Sequences come back from the wire as lists."""
-    return InputContract(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return InputContract(**values)
