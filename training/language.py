@@ -106,12 +106,11 @@ def distil_text_tower(
     return folder
 
 
-def build_tower(recipe: TextRecipe) -> nn.Module:
+def build_tower(recipe: TextRecipe) -> Any:
     """The open_clip text transformer of `recipe.text_cfg`, randomly initialised."""
     from open_clip.model import _build_text_tower
 
-    tower: nn.Module = _build_text_tower(recipe.embed_dim, recipe.text_cfg)
-    return tower
+    return _build_text_tower(recipe.embed_dim, recipe.text_cfg)
 
 
 def encode_trimmed(tower: Any, ids: Tensor) -> Tensor:
@@ -163,7 +162,8 @@ def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder
         tokens, merged = trim_vocabulary([sentence.text for sentence in sentences], recipe.vocab_size)
         write_tokenizer(tokens, folder, recipe.context_length)
         save_file({"token_embedding": torch.from_numpy(_initial_embeddings(tokens, merged, recipe.width))}, start)
-    return load_file(start)["token_embedding"].numpy()
+    table: NDArray[np.float32] = load_file(start)["token_embedding"].numpy()
+    return table
 
 
 def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], width: int) -> NDArray[np.float32]:
@@ -182,7 +182,8 @@ def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], wid
     centred = rows - rows.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     projected = centred @ directions[:width].T
-    return (projected * (0.03 / projected.std())).astype(np.float32)
+    scaled: NDArray[np.float32] = (projected * (0.03 / projected.std())).astype(np.float32)
+    return scaled
 
 
 def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tensor:
@@ -238,7 +239,8 @@ def _teacher_targets(sentences: Sequence[Sentence], folder: Path, log: Log) -> T
         began = time.monotonic()
         save_file({"embeddings": teacher_embeddings(texts).half()}, cache)
         log(f"teacher: {len(texts)} embeddings in {time.monotonic() - began:.0f} s")
-    return load_file(cache)["embeddings"].float()
+    embeddings: Tensor = load_file(cache)["embeddings"]
+    return embeddings.float()
 
 
 # The distances of claims
@@ -320,7 +322,7 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.log = recipe, folder, log
         self.ids, self.targets, self.codes = ids, targets, codes
-        self.tower: Any = build_tower(recipe)
+        self.tower = build_tower(recipe)
         self.tower.token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
         self.to_teacher = nn.Linear(recipe.embed_dim, targets.shape[1], bias=False)
         held = int(len(ids) * recipe.held_out)
