@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from foundation.errors import CheckpointRefused, InvalidRequest
 from foundation.questions import interpret_question
@@ -109,7 +109,11 @@ class PromptTokenizer:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
+<<<<<<< HEAD
         return {token: int(self._with_specials.token_to_id(token) or 0) for token in SPECIALS}
+=======
+        return {token: cast(int, self._with_specials.token_to_id(token)) for token in SPECIALS}
+>>>>>>> refs/heads/decoder
 
     @cached_property
     def silent_ids(self) -> tuple[int, ...]:

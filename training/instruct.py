@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundation.decoder import Decoder, DecoderShape
-from foundation.errors import InvalidRequest, ManifestError
+from foundation.errors import CheckpointRefused, InvalidRequest, ManifestError
 from foundation.lexicon import FINDINGS
 from foundation.prompt import FindingState, Turn, findings_text
 from foundation.questions import interpret_question
@@ -396,7 +396,10 @@ def encode_films(backbone: Backbone, films: Sequence[Any], batch: int = 32) -> T
     for start in range(0, len(films), batch):
         pixels = np.stack([normalise(film, backbone.contract) for film in films[start : start + batch]])
         parts.append(backbone.encode_image(torch.from_numpy(pixels)).tokens.half())
-    return torch.cat(parts)
+    tokens = torch.cat(parts)
+    if not bool(torch.isfinite(tokens).all()):
+        raise CheckpointRefused("The image tower's patch tokens overflow float16: it has not been trained soundly.")
+    return tokens
 
 
 def people_questions(manifest: Path | None) -> tuple[str, ...]:

