@@ -223,13 +223,8 @@ class Decoder(nn.Module):
         said = self.model.get_input_embeddings()(answer)[None].expand(len(pictures), -1, -1)
         logits = self.model(inputs_embeds=torch.cat([prompts, said], 1), use_cache=False).logits[:, len(ids) - 1 : -1]
         chosen = logits.float().log_softmax(-1).gather(2, answer[None, :, None].expand(len(pictures), -1, 1))
-<<<<<<< HEAD
-        mean: Tensor = chosen.squeeze(2).mean(1)
-        return mean
-=======
         scores: Tensor = chosen.squeeze(2).mean(1)
         return scores
->>>>>>> refs/heads/decoder
 
     def _steps(self, ids: Sequence[int], patch_tokens: Tensor | None, writer: TextWriter) -> Iterator[Tensor]:
         """Logits (V,) for the next token, again and again; the token chosen is read back from the writer."""

@@ -109,11 +109,7 @@ class PromptTokenizer:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-<<<<<<< HEAD
-        return {token: int(self._with_specials.token_to_id(token) or 0) for token in SPECIALS}
-=======
         return {token: cast(int, self._with_specials.token_to_id(token)) for token in SPECIALS}
->>>>>>> refs/heads/decoder
 
     @cached_property
     def silent_ids(self) -> tuple[int, ...]:
