@@ -68,6 +68,7 @@ class PretrainRecipe:
     batch: int = 64
     weight_decay: float = 0.05
     save_every_s: float = 240.0
+    is_bf16: bool = False  # NOTE: on CPU, bf16 gradients of convolutional towers did not agree with float32 (docs/log.md)
     augment: AugmentStrength = field(default_factory=AugmentStrength)
 
 
@@ -173,12 +174,12 @@ class Pretraining:
         parts: dict[str, Tensor] = {}
         if "masked" in stage.objectives:
             hidden, mask = learner.masked.hide(films, generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
                 features = learner.feature_map(self._normalise(hidden))
             parts["masked"] = learner.masked(features, films, mask)
             return parts
         targets = torch.from_numpy(table.targets[chosen])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
         pooled = features.mean((2, 3))
@@ -203,7 +204,7 @@ class Pretraining:
             wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
             parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
         if "patches" in stage.objectives and table.masks is not None:
             patches = learner.project(features.flatten(2).transpose(1, 2))
@@ -292,7 +293,7 @@ class Pretraining:
         logits = []
         for start in range(0, len(table), 128):
             films = torch.from_numpy(np.ascontiguousarray(table.pixels[start : start + 128])).float().div(255).unsqueeze(1)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
                 pooled = learner.feature_map(self._normalise(films)).float().mean((2, 3))
             logits.append(learner.findings.head(pooled))
         scores = torch.cat(logits).numpy()
