@@ -55,9 +55,7 @@ class Checkpoint:
         return (self.folder / "decoder" / "config.json").is_file()
 
 
-def open_checkpoint(
-    where: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Checkpoint:
+def open_checkpoint(where: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Open "bundled", a folder, or "hf-hub:ORG/NAME" (without network once cached).
 
     The towers run on `device` in `dtype`. Raises CheckpointNotFound, or CheckpointRefused naming the file or tensor.

@@ -65,7 +65,7 @@ class Gate:
         path = folder / GATE_FILE
         if not path.is_file():
             return None
-        with safe_open(str(path), framework="numpy") as held:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), framework="numpy") as held:
             words = (held.metadata() or {}).get("kind_words")
             if words is None or set(held.keys()) != {"mean", "whiten", "limit", "kinds"}:
                 raise CheckpointRefused(f"{GATE_FILE} is not a gate: it must hold mean, whiten, limit, kinds and kind_words.")

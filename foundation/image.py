@@ -57,8 +57,9 @@ class Window:
 class MedicalImage:
     """One film (Z = 1) or volume, photometry already resolved (larger values are brighter).
 
-    pixels: (Z, H, W) or (Z, H, W, 3); integers as stored, or float32 where a rescale applied.
-    spacing_mm: distance between neighbouring (slices, rows, columns); None where the format does not say.
+    pixels: (Z, H, W) or (Z, H, W, 3), native byte order; integers where the values are whole, else float32.
+    spacing_mm: distance between neighbouring (slices, rows, columns); None where the format does not say, and 0.0 for
+        the slices where it only says the others (a single projection film).
     affine: (4, 4) voxel index (column, row, slice) to patient RAS millimetres, where known.
     value_range: the full range the format's stored type can take (e.g. (0, 255)); used when there is no window.
     """

@@ -64,9 +64,7 @@ class Passport:
         names = {field.name for field in fields(cls)}
         if not isinstance(record, dict) or set(record) != names:
             odd = sorted(names ^ set(record)) if isinstance(record, dict) else ["(not an object)"]
-            raise CheckpointRefused(
-                f"`{PASSPORT_FILE}` has missing or unknown fields: {', '.join(odd)}. Write it anew."
-            )
+            raise CheckpointRefused(f"`{PASSPORT_FILE}` has missing or unknown fields: {', '.join(odd)}. Write it anew.")
         try:
             smoke = SmokeVector(
                 tuple(record["smoke"]["image"]), tuple(record["smoke"]["text"]), float(record["smoke"]["tolerance"])

@@ -64,7 +64,7 @@ class InputContract:
 
     @classmethod
     def from_open_clip(cls, preprocess_cfg: Mapping[str, object], image_size: int) -> InputContract:
-        """The contract of an open_clip checkpoint, from its `preprocess_cfg`; a missing key gets open_clip's default."""
+        """The contract of an open_clip checkpoint; a key missing in its `preprocess_cfg` gets open_clip's default."""
         unknown = sorted(set(preprocess_cfg) - OPEN_CLIP_KEYS)
         if unknown:
             raise _unknown("preprocess_cfg", ", ".join(unknown), sorted(OPEN_CLIP_KEYS))
@@ -103,9 +103,7 @@ def normalise(film: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArr
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def to_8bit(
-    image: MedicalImage, *, slice_index: int | None = None, window: Window | None = None
-) -> npt.NDArray[np.uint8]:
+def to_8bit(image: MedicalImage, *, slice_index: int | None = None, window: Window | None = None) -> npt.NDArray[np.uint8]:
     """One slice at its own resolution, windowed: (H, W) or, in colour, (H, W, 3) uint8."""
     pixels = image.pixels[pick_slice(image, slice_index)]
     if image.is_color:

@@ -1,7 +1,9 @@
 """What the decoder reads and how its tokens become text: the findings, the turns, the prompt, and the way back.
 
     [BOS] <image> x N <findings> effusion present 83 right small ; cardiomegaly absent 10
-          <user> is there fluid ? [SEP] effusion presence <assistant> yes . ... [EOS] <user> ... <assistant>
+          <user> is there fluid ? [SEP] presence ; effusion present 83 right small <assistant> yes . ... [EOS] <user> ...
+
+The hint behind [SEP] is what the question asks and the clauses it is about, so that the decoder has them at hand.
 
 Training and serving build prompts by these functions alone. A person's words never become a special token: they are
 tokenised with the specials switched off. Knows no tensor.
@@ -9,7 +11,6 @@ tokenised with the specials switched off. Knows no tensor.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,9 +67,26 @@ def _clause(state: FindingState) -> str:
     return " ".join([*words, *(word for word in (state.side, state.zone, state.severity) if word)])
 
 
-def question_text(question: str, earlier: Sequence[str] = ()) -> tuple[str, str]:
-    """(the person's words, the hint that follows them after [SEP]); `earlier` are the previous questions."""
-    return re.sub(r"\s+", " ", question).strip(), interpret_question(question, earlier).hint
+def hint_text(question: str, earlier: Sequence[str], findings: str | None) -> str:
+    """The hint that follows a question after [SEP]: what it asks, and the clauses of `findings` it is about.
+
+    `earlier` are the previous questions. A question about the whole film is about all that is present.
+    """
+    intent = interpret_question(question, earlier)
+    if intent.term:
+        return f"{intent.term} not assessed"
+    asked = " ".join(word for word in (intent.side, "absence" if intent.asks_absence else intent.kind) if word)
+    clauses = [] if findings in (None, "", NOT_ASSESSED) else str(findings).split(" ; ")
+    if intent.findings:
+        about = [_find_clause(name, clauses) for name in intent.findings[:4]]
+    else:
+        about = [clause for clause in clauses if " present " in clause] if intent.kind != "other" else []
+    return " ; ".join([asked, *about])
+
+
+def _find_clause(name: str, clauses: Sequence[str]) -> str:
+    starts = (f"{name} present ", f"{name} absent ")
+    return next((clause for clause in clauses if clause.startswith(starts)), f"{name} not assessed")
 
 
 class PromptTokenizer:
@@ -91,7 +109,7 @@ class PromptTokenizer:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        return {token: int(self._with_specials.token_to_id(token)) for token in SPECIALS}
+        return {token: int(self._with_specials.token_to_id(token) or 0) for token in SPECIALS}
 
     @cached_property
     def silent_ids(self) -> tuple[int, ...]:
@@ -106,10 +124,11 @@ class PromptTokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [str(self._with_specials.id_to_token(index)) for index in ids]
 
-    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int) -> list[int]:
+    def prompt(self, turns: Sequence[Turn], findings: str | None, image_tokens: int, *, with_hints: bool = True) -> list[int]:
         """Token ids up to and including the last `<assistant>`; `findings` is `findings_text(...)`, None for no film.
 
-        The last turn must be the user's. Answers of earlier turns end with [EOS].
+        The last turn must be the user's. Answers of earlier turns end with [EOS]. Without hints it is what the chat
+        template of an exported model writes; the decoder is taught both.
         """
         if not turns or turns[-1].role != "user":
             raise InvalidRequest("The last message must be the user's question.", param="messages")
@@ -120,8 +139,9 @@ class PromptTokenizer:
         earlier: list[str] = []
         for turn in turns:
             if turn.role == "user":
-                words, hint = question_text(turn.text, earlier)
-                ids += [special["<user>"], *self.encode_plain(words), special["[SEP]"], *self.encode_plain(hint)]
+                ids += [special["<user>"], *self.encode_plain(turn.text)]
+                if with_hints:
+                    ids += [special["[SEP]"], *self.encode_plain(hint_text(turn.text, earlier, findings))]
                 ids.append(special["<assistant>"])
                 earlier.append(turn.text)
             else:

@@ -59,16 +59,20 @@ _SEVERITY = (
 )
 _MEANING = r"\bwhat (does|do) .*\bmeans?\b|\bdefine\b|\bmeaning of\b|\bexplain\b"
 _NORMAL = (
-    r"\bnormal\b|\bhealthy\b|\babnormal(ity|ities)?\b|\banything (wrong|unusual|concerning|to worry)|\bany (problem|issue|patholog|disease|finding)|"
-    r"\b(lungs?|chest|film) (are |is |look |looks )?(clear|ok|okay|fine)|\bare the lungs clear|\b(is|are) .*\b(ok|okay|fine|clear)\b|"
+    r"\bnormal\b|\bhealthy\b|\babnormal(ity|ities)?\b|\banything (wrong|unusual|concerning|to worry)|"
+    r"\bany (problem|issue|patholog|disease|finding)|\b(lungs?|chest|film) (are |is |look |looks )?(clear|ok|okay|fine)|"
+    r"\bare the lungs clear|\b(is|are) .*\b(ok|okay|fine|clear)\b|"
     r"\bunremarkable\b|\bis everything\b|\bshould i (worry|be worried)"
 )
 _DESCRIBE = (
-    r"\bdescri(be|ption)|\bwhat (do|can|did) you see|\breport\b|\binterpret|\bsummar|\bimpression|\bwhat (does|do) .*\bshow|"
-    r"\bwhat('s| is) (wrong|going on|visible|seen|shown|this|in (the|this))|\bdiagnos|\btell me about|\bfindings\b|\bread (this|the)|"
-    r"\bwhat are the|\bcaption\b|\bwhat abnormalit|\bwhat patholog|\bwhat is the (main|major|primary|most)|\blist\b|\bwhat (is|are) (seen|visible|shown)"
+    r"\bdescri(be|ption)|\bwhat (do|can|did) you see|\breport\b|\binterpret|\bsummar|\bimpression|"
+    r"\bwhat (does|do) .*\bshow|\bwhat('s| is) (wrong|going on|visible|seen|shown|this|in (the|this))|\bdiagnos|"
+    r"\btell me about|\bfindings\b|\bread (this|the)|\bwhat are the|\bcaption\b|\bwhat abnormalit|\bwhat patholog|"
+    r"\bwhat is the (main|major|primary|most)|\blist\b|\bwhat (is|are) (seen|visible|shown)"
 )
-_ABSENCE = r"\bnormal\b|\bfree of\b|\bclear of\b|\bis there no\b|\bare there no\b|\bwithout\b|\bruled? out\b|\babsen(t|ce)\b|\bexclude"
+_ABSENCE = (
+    r"\bnormal\b|\bfree of\b|\bclear of\b|\bis there no\b|\bare there no\b|\bwithout\b|\bruled? out\b|\babsen(t|ce)\b|\bexclude"
+)
 
 
 @dataclass(frozen=True)
@@ -88,23 +92,11 @@ class QuestionIntent:
     def finding(self) -> str | None:
         return self.findings[0] if self.findings else None
 
-    @property
-    def hint(self) -> str:
-        """The intent as a few words for the decoder: "effusion location", "normal", "not assessed"."""
-        if self.findings:
-            return f"{' , '.join(self.findings)} {'absence' if self.asks_absence else self.kind}"
-        return f"{self.term} not assessed" if self.term else self.kind
-
 
 def interpret_question(text: str, earlier: Sequence[str] = ()) -> QuestionIntent:
     """The intent of a question; `earlier` are the previous user turns, oldest first, for "where is it?"."""
     intent = _interpret(text)
-    if (
-        intent.findings
-        or intent.term
-        or intent.kind not in ("location", "severity", "other")
-        or not _refers_back(text, intent)
-    ):
+    if intent.findings or intent.term or intent.kind not in ("location", "severity", "other") or not _refers_back(text, intent):
         return intent
     for previous in reversed(earlier):
         before = _interpret(previous)

@@ -21,7 +21,7 @@ Operation = Literal["embed_image", "embed_text", "zero_shot", "classify", "chat"
 
 @dataclass(frozen=True)
 class RawFilm:
-    """A film as the caller sent it. `slice_index` and `window` choose what of a volume is shown; None lets the reader decide."""
+    """A film as the caller sent it. slice_index and window choose what of a volume is shown; None: the reader decides."""
 
     data: bytes
     slice_index: int | None = None
@@ -95,7 +95,7 @@ class Outcome:
     value by operation:
       embed_image, embed_text: {"embeddings": [[float, ...], ...]}
       zero_shot: {"scores": [K floats], "logits": [K floats], "assessed": bool, "looks_like": str}
-      classify: {"labels": [...], "probabilities": [...], "logits": [...], "thresholds": [...], "assessed": bool, "looks_like": str}
+      classify: {"labels", "probabilities", "logits", "thresholds": [K values], "assessed": bool, "looks_like": str}
       chat, one Outcome per streamed piece: {"delta": str} ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
     evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foundation.lexicon import (
     FINDINGS,
@@ -212,7 +213,7 @@ def manifest_sentences(manifest: Path) -> Iterator[Sentence]:
                 yield Sentence(str(item["answer"]))
 
 
-def training_rows(manifest: Path) -> Iterator[dict[str, object]]:
+def training_rows(manifest: Path) -> Iterator[dict[str, Any]]:
     """Rows of the `train` split that may shape weights which ship."""
     with manifest.open(encoding="utf-8") as lines:
         for line in lines:

@@ -34,6 +34,7 @@ NIH_FINDINGS = (
 )  # fmt: skip
 PHANTOM_STREAM = "phantom"
 
+
 @dataclass(frozen=True, eq=False)
 class FilmTable:
     """N films: pixels (N, S, S) uint8, targets (N, K) float32 with NaN for unknown, one stream name and a few texts each.
@@ -54,6 +55,7 @@ class FilmTable:
     def __len__(self) -> int:
         return len(self.texts)
 
+
 def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[np.uint8]:
     """Grey films (N, size, size) uint8, memory-mapped from `folder`; made on the first call, found again by digest."""
     key = hashlib.sha256(f"{size}\n".encode() + "\n".join(map(str, paths)).encode()).hexdigest()[:16]
@@ -69,13 +71,16 @@ def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[n
         partial_file.rename(target)
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
+
 def _render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
     contract = InputContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return np.ascontiguousarray(render(read_film(path.read_bytes()), contract)[..., 0])
 
+
 def real_target_names() -> tuple[str, ...]:
     """Names of everything the manifest can tell of a film; `source: label` where a label holds inside one source only."""
     return (*NIH_FINDINGS, "normal", "tuberculosis", "child pneumonia", "bacterial", "ap view", "female", "age")
+
 
 def row_targets(row: Row) -> dict[str, float]:
     """What one manifest row says, as target values in 0..1; names that are absent are unknown."""
@@ -99,6 +104,7 @@ def row_targets(row: Row) -> dict[str, float]:
         known["age"] = min(float(age) / 100.0, 1.0)
     return known
 
+
 def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
     """The manifest's rows as a table at `size` pixels; streams are the sources."""
     names = real_target_names()
@@ -117,9 +123,11 @@ def real_films(rows: Sequence[Row], size: int, cache: Path) -> FilmTable:
         native_pixels=np.array([min(row.get("size") or (size,)) for row in rows], np.int32),
     )
 
+
 def phantom_target_names() -> tuple[str, ...]:
     """`phantom effusion`, `phantom effusion left`, `phantom effusion right`, ... for each finding."""
     return tuple(f"phantom {name}{side}" for name in PHANTOM_FINDINGS for side in ("", " left", " right"))
+
 
 def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int = 7) -> FilmTable:
     """`count` phantoms with seeds from `first_seed` on, as a table at `size` pixels with finding masks on a grid."""
@@ -143,6 +151,7 @@ def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int
             masks=held["masks"],
         )
 
+
 def _one_phantom(
     seed: int, size: int, grid: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float16], str]:
@@ -159,11 +168,14 @@ def _one_phantom(
             masks[index] = _cell_fractions(phantom.masks[name], grid)
     return phantom.film, targets, masks, phantom.report
 
+
 def _cell_fractions(mask: npt.NDArray[np.bool_], grid: int) -> npt.NDArray[np.float16]:
     edges = np.linspace(0, mask.shape[0], grid + 1).astype(int)
     rows = np.add.reduceat(mask.astype(np.float32), edges[:-1], axis=0)
     cells = np.add.reduceat(rows, edges[:-1], axis=1)
-    return (cells / np.outer(np.diff(edges), np.diff(edges))).astype(np.float16)
+    fractions: npt.NDArray[np.float16] = (cells / np.outer(np.diff(edges), np.diff(edges))).astype(np.float16)
+    return fractions
+
 
 def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
     """One table of several; unknown targets are NaN. Pixels stay where they are (memory-mapped), behind one index."""
@@ -188,6 +200,7 @@ def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
         masks=masks,
     )
 
+
 class StreamSampler:
     """Draws batches of row indices, each stream with its share; a batch is a pure function of (seed, step)."""
 
@@ -211,5 +224,6 @@ class StreamSampler:
             for members, weights, count in zip(self._members, self._weights, whole, strict=True)
         ]
         return np.concatenate(drawn)
+
 
 FilmView = Callable[[Tensor, torch.Generator], Tensor]

@@ -2,9 +2,10 @@
 
     corpus -> trimmed WordPiece vocabulary -> teacher embeddings (once) -> student, trained on three terms
 
-The terms: the student, mapped linearly, points where the teacher points (cosine); sentences are as far from each other as
-the teacher has them (pairwise); and where two sentences carry claims, the distance is ours, not the teacher's,
-because a general encoder puts "effusion" beside "no effusion" and "left" beside "right".
+The terms: the student, mapped linearly, points where the teacher points (cosine); sentences are as far from each other
+as the teacher has them (pair); where two sentences carry claims, the distance is ours (claim), most of all between a
+finding and its denial (denial) and between a sentence and itself with left and right exchanged (mirror), because a
+general encoder puts "effusion" beside "no effusion" and "left" beside "right".
 
 The tower is bidirectional with an appended class token (`embed_cls`, `no_causal_mask`): of open_clip's poolings it is the
 one that both sees the whole sentence and leaves padding out of the attention. The teacher is all-MiniLM-L6-v2 (Apache-2.0,
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,12 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
+from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 from training.corpus import NORMAL, Claim, Sentence, corpus
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]", "<image>", "<user>", "<assistant>", "<findings>")
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
 _ZONE_CODES = {None: 0, "upper": 1, "mid": 2, "lower": 3}
 _SEVERITY_CODES = {None: 0, "mild": 1, "moderate": 2, "severe": 3}
+_MIRRORED = 0.45  # the similarity of a sentence to its mirror image
 Log = Callable[[str], None]
 
 
@@ -50,7 +52,7 @@ class TextRecipe:
     layers: int = 4
     context_length: int = 64
     embed_dim: int = 256
-    steps: int = 750
+    steps: int = 900
     batch: int = 256
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
@@ -154,35 +156,6 @@ def trim_vocabulary(sentences: Sequence[str], size: int) -> tuple[list[str], dic
     return tokens, {word: pieces[word] for word in whole if word in set(tokens)}
 
 
-def write_tokenizer(tokens: Sequence[str], folder: Path, context_length: int) -> None:
-    """tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt, as open_clip and transformers read them."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=60))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length, **special}
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", special)
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-
-
 def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder: Path) -> NDArray[np.float32]:
     """Writes the tokenizer if it is not there and returns the initial token embeddings (V, width)."""
     start = folder / "embeddings.safetensors"
@@ -190,7 +163,8 @@ def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder
         tokens, merged = trim_vocabulary([sentence.text for sentence in sentences], recipe.vocab_size)
         write_tokenizer(tokens, folder, recipe.context_length)
         save_file({"token_embedding": torch.from_numpy(_initial_embeddings(tokens, merged, recipe.width))}, start)
-    return load_file(start)["token_embedding"].numpy()
+    embeddings: NDArray[np.float32] = load_file(start)["token_embedding"].numpy()
+    return embeddings
 
 
 def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], width: int) -> NDArray[np.float32]:
@@ -209,16 +183,15 @@ def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], wid
     centred = rows - rows.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     projected = centred @ directions[:width].T
-    return (projected * (0.03 / projected.std())).astype(np.float32)
+    scaled: NDArray[np.float32] = (projected * (0.03 / projected.std())).astype(np.float32)
+    return scaled
 
 
 def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tensor:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    encoded = tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np"
-    )
+    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np")
     return torch.from_numpy(encoded["input_ids"].astype(np.int32))
 
 
@@ -267,7 +240,8 @@ def _teacher_targets(sentences: Sequence[Sentence], folder: Path, log: Log) -> T
         began = time.monotonic()
         save_file({"embeddings": teacher_embeddings(texts).half()}, cache)
         log(f"teacher: {len(texts)} embeddings in {time.monotonic() - began:.0f} s")
-    return load_file(cache)["embeddings"].float()
+    embeddings: Tensor = load_file(cache)["embeddings"].float()
+    return embeddings
 
 
 # The distances of claims
@@ -313,6 +287,12 @@ def claim_similarity(codes: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(normal & ~same, torch.where(absent, 0.6, -0.1), target), both
 
 
+def is_denial(codes: Tensor) -> Tensor:
+    """(B, B) bool: one claims the finding that the other denies."""
+    finding, present = codes[:, 0], codes[:, 1]
+    return (finding[:, None] == finding[None]) & (finding[:, None] >= 0) & (present[:, None] != present[None])
+
+
 def _unlike(codes: Tensor, *, one_unknown: bool = False) -> Tensor:
     first, second = codes[:, None], codes[None]
     if one_unknown:
@@ -344,7 +324,8 @@ class _Trainer:
         self.recipe, self.folder, self.log = recipe, folder, log
         self.ids, self.targets, self.codes = ids, targets, codes
         self.tower: Any = build_tower(recipe)
-        self.tower.token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
+        token_embedding = cast(nn.Embedding, self.tower.token_embedding)
+        token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
         self.to_teacher = nn.Linear(recipe.embed_dim, targets.shape[1], bias=False)
         held = int(len(ids) * recipe.held_out)
         self.held_out, self.rows = torch.arange(held), torch.arange(held, len(ids))
@@ -353,6 +334,8 @@ class _Trainer:
         vectors = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        self.side_ids = (words.index("left"), words.index("right"))
         self.step = 0
         self._resume()
 
@@ -399,7 +382,28 @@ class _Trainer:
         error = (similarity - torch.where(is_claimed, target, teacher_similarity)).square()
         pair = error[general].mean() if general.any() else error.sum() * 0
         claim = error[claimed].mean() if claimed.any() else error.sum() * 0
-        return {"cosine": cosine, "pair": self.recipe.pair_weight * pair, "claim": self.recipe.claim_weight * claim}
+        denied = claimed & is_denial(codes)
+        denial = error[denied].mean() if denied.any() else error.sum() * 0
+        return {
+            "cosine": cosine,
+            "pair": self.recipe.pair_weight * pair,
+            "claim": self.recipe.claim_weight * claim,
+            "denial": denial,
+            "mirror": self._mirror_loss(self.ids[rows].long(), unit),
+        }
+
+    def _mirror_loss(self, ids: Tensor, unit: Tensor) -> Tensor:
+        """How far a sentence is from standing `_MIRRORED` away from itself with left and right exchanged."""
+        left, right = self.side_ids
+        sided = ((ids == left) ^ (ids == right)).any(1).nonzero().flatten()[: len(ids) // 4]
+        if not len(sided):
+            return unit.sum() * 0
+        mirrored = ids[sided].clone()
+        mirrored[ids[sided] == left] = right
+        mirrored[ids[sided] == right] = left
+        with torch.autocast("cpu", torch.bfloat16):
+            other = encode_trimmed(self.tower, mirrored)
+        return ((unit[sided] * F.normalize(other.float(), dim=-1)).sum(1) - _MIRRORED).square().mean()
 
     def _batches(self) -> Iterator[Tensor]:
         """Endless batches of rows of like length; the order depends on seed and step alone, so a resumed run sees the same."""

@@ -23,10 +23,15 @@ from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import objectives
 from training.sentences import target_prompts
 
+PHANTOM_WEIGHT = 0.3
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """timm's tower by its registered name, so that any open_clip opens the result; text_folder holds the distilled text tower."""
+    """timm's tower by its registered name, so that any open_clip opens the result.
+
+    text_folder holds the distilled text tower.
+    """
 
     timm_name: str
     image_size: int
@@ -48,7 +53,7 @@ class Learner(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-4.0))
         stride = self.visual.trunk.feature_info[-1]["reduction"]
         self.masked = objectives.MaskedFilm(width, stride)
-        self.findings = objectives.FindingSupervision(width, priors)
+        self.findings = objectives.FindingSupervision(width, priors, target_weights(target_names))
         self.target_names = target_names
         self.text_projection: nn.Parameter | None = None
         self.captions: objectives.Captioning | None = None
@@ -71,6 +76,11 @@ class Learner(nn.Module):
         """(B, width) pooled text features -> (B, E) unit length."""
         assert self.text_projection is not None
         return F.normalize(pooled @ self.text_projection, dim=-1)
+
+
+def target_weights(target_names: Sequence[str]) -> Tensor:
+    """(K,) What pretraining is for counts most: findings on real films over phantoms, which are many and easy."""
+    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else 1.0 for name in target_names])
 
 
 def build_visual(recipe: ModelRecipe, size: int) -> Any:

@@ -49,12 +49,12 @@ class PatientBootstrap:
         self.patients = len(names)
         self.rows = len(self._patient_of)
         self.resamples = resamples
-        self._seed = seed
+        self.seed = seed
 
     @cached_property
     def _draws(self) -> npt.NDArray[np.uint8]:
         """(R, patients): how often each patient was drawn."""
-        random = np.random.default_rng(self._seed)
+        random = np.random.default_rng(self.seed)
         shares = np.full(self.patients, 1.0 / self.patients)
         return random.multinomial(self.patients, shares, size=self.resamples).astype(np.uint8)
 

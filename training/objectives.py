@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def known_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy over known targets, averaged per target first so that rich sources do not drown the others."""
-    known = ~targets.isnan()
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none") * known
-    count = known.sum(0)
-    return (loss.sum(0) / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
+def known_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy averaged over every known (film, target); unknown targets take no part.
+
+    logits, targets (B, K); weights (K,) say how much each target counts. NOTE: averaging per target first gives a target
+    known for three films of a batch the weight of one known for fifty; with a constant rate of 1e-3 that noise undid
+    the tower (validation AUROC 0.5 after 115,000 films).
+    """
+    known = ~targets.isnan() * weights
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
+    return (loss * known).sum() / known.sum().clamp_min(1e-6)
 
 
 class MaskedFilm(nn.Module):
@@ -50,15 +54,17 @@ def _coarse_mean(films: Tensor) -> Tensor:
 class FindingSupervision(nn.Module):
     """A linear head over pooled features for everything the manifest knows of a film."""
 
-    def __init__(self, width: int, priors: Tensor) -> None:
+    def __init__(self, width: int, priors: Tensor, weights: Tensor) -> None:
         super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", weights, persistent=False)
         self.head = nn.Linear(width, len(priors))
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(torch.logit(priors.clamp(0.01, 0.99)))
 
     def forward(self, pooled: Tensor, targets: Tensor) -> Tensor:
-        return known_bce(self.head(pooled.float()), targets)
+        return known_bce(self.head(pooled.float()), targets, self.weights)
 
 
 def pair_targets(targets: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -87,13 +93,18 @@ def sigmoid_pair_loss(images: Tensor, texts: Tensor, soft: Tensor, weight: Tenso
     return loss[likely].mean() + loss[~likely].mean() if (~likely).any() else loss.mean()
 
 
-def prompt_pair_loss(images: Tensor, positive: Tensor, negative: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Each finding asked of each film as "this" against "not this". positive, negative (K, E); targets (B, K)."""
-    return known_bce(scale * (images @ positive.T - images @ negative.T), targets)
+def prompt_pair_loss(
+    images: Tensor, positive: Tensor, negative: Tensor, targets: Tensor, weights: Tensor, scale: Tensor
+) -> Tensor:
+    """Each target asked of each film as "this" against "not this". positive, negative (K, E); targets (B, K), weights (K,)."""
+    return known_bce(scale * (images @ positive.T - images @ negative.T), targets, weights)
 
 
 def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor) -> Tensor:
-    """Where a finding is, its text and the patch agree. patches (B, N, E), texts (F, E), masks (B, F, h, w) NaN for real films."""
+    """Where a finding is, its text and the patch agree.
+
+    patches (B, N, E), texts (F, E), masks (B, F, h, w), NaN for real films.
+    """
     fraction = masks.flatten(2).transpose(1, 2).float()  # (B, N, F)
     target = torch.where(fraction.isnan(), fraction, (fraction * 4).clamp(0, 1))
     logits = (scale * (patches @ texts.T)).float()
@@ -107,11 +118,14 @@ def patch_text_loss(patches: Tensor, texts: Tensor, masks: Tensor, scale: Tensor
 
 
 class Captioning(nn.Module):
-    """A small text decoder that must write the report from the patch tokens; thrown away after pretraining (CapPa, Tschannen 2023)."""
+    """A small text decoder that must write the report from the patch tokens (CapPa, Tschannen 2023)."""
 
-    def __init__(self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40) -> None:
+    def __init__(
+        self, width: int, vocabulary: int, pad_id: int, model_width: int = 128, layers: int = 2, length: int = 40
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, model_width)
+        nn.init.normal_(self.embed.weight, std=0.03)  # tied to the output: larger would start far from uniform
         self.position = nn.Parameter(torch.randn(length, model_width) * 0.02)
         self.memory = nn.Linear(width, model_width)
         layer = nn.TransformerDecoderLayer(model_width, 4, model_width * 4, 0.0, batch_first=True, norm_first=True)

@@ -78,7 +78,9 @@ class Pretraining:
         self.recipe, self.out = recipe, out
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
-            raise InvalidRequest(f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives")
+            raise InvalidRequest(
+                f"Unknown objective {sorted(unknown)[0]!r}; known: {', '.join(OBJECTIVES)}.", param="objectives"
+            )
         manifest = load_manifest(Path(recipe.data.manifest))
         allowed = set(recipe.data.licence_classes)
         self.rows = {
@@ -103,7 +105,7 @@ class Pretraining:
         from torch.utils.tensorboard import SummaryWriter
 
         place = self._read_place()
-        with SummaryWriter(str(self.out / "tensorboard")) as board:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.out / "tensorboard")) as board:
             for index in range(place["stage"], len(self.recipe.stage)):
                 step = place["step"] if index == place["stage"] else 0
                 self._run_stage(index, step, board)
@@ -135,7 +137,7 @@ class Pretraining:
             total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
             if not torch.isfinite(total):
                 raise FloatingPointError(f"stage {stage.name}: the loss is not finite at step {step}")
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -198,14 +200,16 @@ class Pretraining:
             soft, weight = objectives.pair_targets(targets, reports)
             parts["pairs"] = objectives.sigmoid_pair_loss(images, report_e, soft, weight, scale, learner.logit_bias)
         if "prompts" in stage.objectives:
-            wanted = targets[:, prompts.columns]
-            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, scale)
+            wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
+            parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
             with torch.autocast("cpu", torch.bfloat16):
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
         if "patches" in stage.objectives and table.masks is not None:
             patches = learner.project(features.flatten(2).transpose(1, 2))
-            masks = F.adaptive_avg_pool2d(torch.from_numpy(table.masks[chosen]).float(), features.shape[-2:])
+            masks = F.adaptive_avg_pool2d(
+                torch.from_numpy(table.masks[chosen]).float(), (features.shape[-2], features.shape[-1])
+            )
             parts["patches"] = objectives.patch_text_loss(patches, phantom_e, masks, scale)
         return parts
 
@@ -234,7 +238,9 @@ class Pretraining:
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
-                raise InvalidRequest(f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew.")
+                raise InvalidRequest(
+                    f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew."
+                )
         return learner
 
     def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
@@ -245,13 +251,12 @@ class Pretraining:
         return torch.optim.AdamW(
             [{"params": held, "weight_decay": decay} for decay, held in groups.items()],
             lr=stage.learning_rate,
-            betas=(0.9, 0.98),
         )
 
     def _save(self, learner: Learner, optimizer: torch.optim.Optimizer | None, stage: int, step: int) -> None:
         _write_tensors(self.out / "learner.safetensors", learner.state_dict())
         if optimizer is not None:
-            names = {parameter: name for name, parameter in learner.named_parameters()}
+            names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
             held = {
                 f"{names[parameter]}/{key}": torch.as_tensor(value)
                 for parameter, state in optimizer.state.items()
@@ -298,7 +303,7 @@ class Pretraining:
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
                 group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
-                values.setdefault(group, []).append(float(auroc(truth, scores[known, column])))
+                values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
 

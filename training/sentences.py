@@ -12,10 +12,31 @@ import numpy as np
 from foundation.lexicon import FINDINGS, NORMAL_PHRASES, OTHER_TERMS, SYNONYMS
 
 VARIANTS = 6
-_PRESENT = ("there is {}.", "{}.", "{} is seen.", "findings consistent with {}.", "the film shows {}.", "evidence of {}.")
+_PRESENT = (
+    "there is {}.",
+    "{}.",
+    "{} is seen.",
+    "findings consistent with {}.",
+    "the film shows {}.",
+    "evidence of {}.",
+)
 _ABSENT = ("no {}.", "no evidence of {}.", "there is no {}.", "without {}.", "{} is not seen.")
-_POSITIVE = ("{}", "there is {}", "evidence of {}", "chest film with {}", "the film shows {}", "findings consistent with {}")
-_NEGATIVE = ("no {}", "there is no {}", "no evidence of {}", "chest film without {}", "the film shows no {}", "without {}")
+_POSITIVE = (
+    "{}",
+    "there is {}",
+    "evidence of {}",
+    "chest film with {}",
+    "the film shows {}",
+    "findings consistent with {}",
+)
+_NEGATIVE = (
+    "no {}",
+    "there is no {}",
+    "no evidence of {}",
+    "chest film without {}",
+    "the film shows no {}",
+    "without {}",
+)
 _SIDED = ("{side} {term}", "{side}-sided {term}", "{term} on the {side}")
 _WORDS = {
     **SYNONYMS,
@@ -50,7 +71,7 @@ def _report(present: Sequence[str], random: np.random.Generator) -> str:
 
 
 def target_prompts(target: str) -> PromptPair | None:
-    """Positive and negative sentences of a target (see datasets.real_target_names, phantom_target_names); None if it has no words.
+    """Positive and negative sentences of a target (see datasets.real_target_names); None if it has no words.
 
     `normal` has none: it is the absence of findings, never a prompt of its own.
     """

@@ -70,9 +70,7 @@ def draw_findings(rng: np.random.Generator) -> tuple[PhantomFinding, ...]:
     return complete_findings([str(name) for name in names], rng)
 
 
-def complete_findings(
-    requested: Sequence[str | PhantomFinding], rng: np.random.Generator
-) -> tuple[PhantomFinding, ...]:
+def complete_findings(requested: Sequence[str | PhantomFinding], rng: np.random.Generator) -> tuple[PhantomFinding, ...]:
     """Fill what was left open, in the order of `FINDINGS`, so that no drawn finding is hidden by another."""
     wanted = [_checked(PhantomFinding(item) if isinstance(item, str) else item) for item in requested]
     names = [finding.name for finding in wanted]

@@ -103,10 +103,7 @@ def write_report(seed: int, findings: Sequence[PhantomFinding]) -> str:
     sentences += _deny(absent, choose)
     if choose.chance(0.35):
         sentences.append(choose.one(_NORMAL_BONES))
-    if findings:
-        impression = sentence(_join([phrase(finding) for finding in findings]))
-    else:
-        impression = choose.one(_NORMAL_IMPRESSION)
+    impression = sentence(_join([phrase(finding) for finding in findings])) if findings else choose.one(_NORMAL_IMPRESSION)
     return f"Findings: {' '.join(sentences)} Impression: {impression}"
 
 
@@ -228,9 +225,7 @@ def _deny(absent: Sequence[str], choose: _Chooser) -> list[str]:
         denied.append(f"No {_join(names, 'or')}.")
     if others and choose.chance(0.4):
         name = choose.one(_NOUNS[choose.one(others)])
-        denied.append(
-            choose.one((f"No {name}.", f"No {name} is seen.", f"There is no evidence of {_with_article(name)}."))
-        )
+        denied.append(choose.one((f"No {name}.", f"No {name} is seen.", f"There is no evidence of {_with_article(name)}.")))
     return denied
 
 

@@ -170,9 +170,7 @@ def test_words_depend_on_side_and_vary_with_the_seed() -> None:
     left, right = (make_phantom(5, 48, [PhantomFinding("effusion", side, severity="small")]).report
                    for side in ("left", "right"))  # fmt: skip
     assert left.replace("left", "right") == right
-    texts = {
-        split_report(make_phantom(s, 48, [PhantomFinding("effusion", "left", severity="small")]))[0] for s in range(20)
-    }
+    texts = {split_report(make_phantom(s, 48, [PhantomFinding("effusion", "left", severity="small")]))[0] for s in range(20)}
     assert len(texts) > 10
 
 
@@ -192,9 +190,7 @@ def test_answers_name_place_and_severity() -> None:
         PhantomFinding("consolidation", "right", "lower", "large"),
         PhantomFinding("effusion", "left", severity="small"),
     ]
-    answers = {
-        q.question: q.answer for q in make_phantom(1, 48, asked).questions() if q.kind in ("location", "severity")
-    }
+    answers = {q.question: q.answer for q in make_phantom(1, 48, asked).questions() if q.kind in ("location", "severity")}
     assert "In the right lower zone." in answers.values()
     assert "On the left." in answers.values()
     assert answers["How large is the pleural effusion?"] == "Small."

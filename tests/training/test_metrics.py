@@ -35,7 +35,7 @@ def random() -> np.random.Generator:
 
 @pytest.mark.parametrize("levels", [5, 10_000])  # 5: nearly every score is tied
 def test_ranking_figures_equal_sklearn(random: np.random.Generator, levels: int) -> None:
-    for _ in range(20):
+    for _ in range(5):
         truth = random.random(200) < 0.2
         scores = random.integers(levels, size=200) + truth * levels * 0.3
         weight = random.integers(0, 4, size=200).astype(float)
@@ -83,12 +83,12 @@ def test_bootstrap_draws_whole_patients(random: np.random.Generator) -> None:
 
 def test_interval_covers_the_truth_about_as_often_as_it_says(random: np.random.Generator) -> None:
     truth_value, hits = 0.3, 0
-    for trial in range(200):
+    for trial in range(60):
         values = random.random(150) < truth_value
         draws = PatientBootstrap([str(i) for i in range(150)], 300, seed=trial)
         found = draws.estimate(lambda weights, values=values: weighted_mean(values, weights))
         hits += found.low <= truth_value <= found.high
-    assert 0.89 <= hits / 200 <= 0.99
+    assert 0.85 <= hits / 60 <= 1.0
 
 
 def test_clustered_rows_widen_the_interval(random: np.random.Generator) -> None:
@@ -150,5 +150,5 @@ def test_a_thousand_resamples_of_a_thousand_rows_and_fourteen_labels_take_second
     draws = PatientBootstrap([str(i // 3) for i in range(1000)], 1000)
     start = time.process_time()
     found = [draws.estimate(lambda w, k=k: auroc(scores[:, k], truth[:, k], w)) for k in range(14)]
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10
     assert all(one.low < one.value < one.high for one in found)

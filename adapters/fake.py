@@ -1,0 +1,92 @@
+"""FakeBackbone: a random backbone of a few blocks with the whole Backbone contract, for tests and dry runs.
+
+Its image tower is a real one (`foundation/towers.py`) around a tiny timm model; its text tower adds up words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundation.backbone import ImageFeatures
+from foundation.preprocess import InputContract
+from foundation.towers import ImageTower, image_tower
+
+SIZE = 32
+KINDS = ("vit", "visformer")
+
+
+class FakeBackbone:
+    """Deterministic in `kind` and `seed`; pixels are (B, 3, 32, 32) for "vit" and (B, 3, 64, 64) for "visformer"."""
+
+    def __init__(self, kind: str = "vit", seed: int = 0, depth: int = 2, embed_dim: int = 16) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trunk: Any = _vit(depth) if kind == "vit" else _visformer(depth)
+            visual = _Visual(trunk, nn.Linear(trunk.num_features, embed_dim, bias=False)).eval().requires_grad_(False)
+        self.image_tower: ImageTower = image_tower(visual).eval().requires_grad_(False)
+        size = SIZE if kind == "vit" else 2 * SIZE
+        self.contract = InputContract(size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), resize_mode="squash")
+        self.embed_dim = embed_dim
+        self.width = self.image_tower.width
+        self.logit_scale = 10.0
+        self.logit_bias = 0.0
+        self.is_sigmoid = False
+        self.fingerprint = hashlib.sha256(f"fake {kind} {seed} {depth} {embed_dim}".encode()).hexdigest()
+
+    def encode_image(self, pixels: Tensor) -> ImageFeatures:
+        output = self.image_tower(pixels)
+        return ImageFeatures(F.normalize(output.embedding, dim=-1), output.tokens, output.levels, output.grid)
+
+    def encode_text(self, strings: Sequence[str]) -> Tensor:
+        return F.normalize(torch.stack([self._words(text) for text in strings]), dim=-1)
+
+    def lora_targets(self) -> list[str]:
+        return self.image_tower.lora_targets()
+
+    def _words(self, text: str) -> Tensor:
+        seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in text.lower().split()]
+        rows = [np.random.default_rng(seed).standard_normal(self.embed_dim) for seed in seeds]
+        return torch.tensor(np.sum(rows, axis=0), dtype=torch.float32)
+
+
+class _Visual(nn.Module):
+    """The two parts of open_clip's TimmModel that the towers read."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+
+def _vit(depth: int) -> Any:
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        class_token=False,
+        global_pool="avg",
+        img_size=SIZE,
+        patch_size=8,
+        depth=depth,
+        embed_dim=32,
+        num_heads=2,
+        num_classes=0,
+    )
+
+
+def _visformer(depth: int) -> Any:
+    return timm.create_model(
+        "visformer_tiny",
+        init_channels=8,
+        img_size=2 * SIZE,
+        depth=(1, 1, max(1, depth - 1)),
+        embed_dim=32,
+        num_heads=2,
+        num_classes=0,
+    )

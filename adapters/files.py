@@ -1,0 +1,206 @@
+"""Adapter folders on disk: LoRA exactly as PEFT writes and reads it, the head, and the card.
+
+`card.py` describes the folder and checks names and hashes; here the tensors are read and bound to a backbone.
+Reading fails closed: wrong base, unknown file or option, a tensor that is missing or does not fit, an adapter
+that changes nothing: all refused, with a sentence that says why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapters.card import CARD, CONFIG, HEAD, WEIGHTS, AdapterCard, digest_of, sha256_of, verify_folder
+from adapters.lora import LoraPair, LoraSpec, LoraWeights, check_binding
+from foundation.errors import AdapterNotFound, AdapterRefused
+
+_PREFIX = "base_model.model."
+# Options of PEFT's LoraConfig that may hold anything, because they do not change the arithmetic read here.
+_FREE = frozenset(
+    (
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    )
+)
+# Initialisations that rewrite the base weights; such adapters have to be converted before they are saved.
+_KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+
+
+class HasFingerprint(Protocol):
+    """What reading needs of a backbone."""
+
+    @property
+    def image_tower(self) -> nn.Module: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter in memory: its card, LoRA factors, head tensors, and the digest of the folder it came from."""
+
+    card: AdapterCard
+    lora: LoraWeights
+    head: Mapping[str, Tensor]
+    digest: str = ""
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> AdapterCard:
+    """Write the folder (which must be new or empty) and return the card with the files' hashes."""
+    if folder.exists() and any(folder.iterdir()):
+        raise AdapterRefused(f"The folder {folder.name!r} is not empty; an adapter is written into a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lora(folder, adapter.lora, base_name=adapter.card.base.name)
+    save_file({key: value.detach().cpu().contiguous() for key, value in adapter.head.items()}, folder / HEAD)
+    card = replace(adapter.card, files={path.name: sha256_of(path) for path in sorted(folder.iterdir())})
+    (folder / CARD).write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def read_adapter(folder: Path, backbone: HasFingerprint) -> Adapter:
+    """Open an adapter for this backbone, or refuse it with the reason."""
+    card = verify_folder(folder)
+    if card.base.fingerprint != backbone.fingerprint:
+        raise AdapterRefused(
+            f"The adapter {card.name!r} was made for the base {card.base.name!r} ({card.base.fingerprint[:12]}), not "
+            f"for the one that is loaded ({backbone.fingerprint[:12]}); fine-tune it on this base or load the other."
+        )
+    return Adapter(card, read_lora(folder, backbone.image_tower), _load(folder / HEAD), digest_of(folder))
+
+
+def write_lora(folder: Path, weights: LoraWeights, base_name: str | None = None) -> None:
+    """PEFT's own two files; `target_modules` names every layer in full."""
+    from peft import LoraConfig  # the writer of the format, so that the file is PEFT's to the letter
+
+    spec = weights.spec
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=_whole(spec.alpha),
+        target_modules=sorted(spec.targets),
+        use_rslora=spec.use_rslora,
+        inference_mode=True,
+        base_model_name_or_path=base_name,
+    )
+    config.save_pretrained(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for name, pair in weights.pairs.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = pair.A.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = pair.B.detach().cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def read_lora(folder: Path, tower: nn.Module) -> LoraWeights:
+    """The LoRA part alone, of our folders and of those that peft saved; bound to `tower` in full or refused."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise AdapterNotFound(f"The folder {folder.name!r} holds no {CONFIG} with {WEIGHTS}; it is not a LoRA adapter.")
+    config = _read_config(folder / CONFIG)
+    pairs = _pair_up(_load(folder / WEIGHTS))
+    spec = LoraSpec(tuple(pairs), int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
+    weights = LoraWeights(spec, pairs)
+    check_binding(tower, weights)
+    _check_complete(tower, config, pairs)
+    if weights.changes_nothing:
+        raise AdapterRefused("Every LoRA product of the adapter is zero: it changes nothing. It was saved untrained.")
+    return weights
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise AdapterRefused(f"{CONFIG} is not valid JSON; save the adapter again.") from None
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
+        raise AdapterRefused(f"{CONFIG} does not describe a LoRA adapter; other PEFT methods are not read.")
+    active = sorted(key for key, value in config.items() if key not in _FREE and value and (key, value) != ("bias", "none"))
+    if active:
+        raise AdapterRefused(f"{CONFIG} uses options that are not read here: {', '.join(active)}.")
+    if config.get("init_lora_weights", True) not in _KEEPS_BASE:
+        raise AdapterRefused(
+            f"{CONFIG}: init_lora_weights {config['init_lora_weights']!r} changes the base; convert it on save."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise AdapterRefused(f"{CONFIG} must name a rank r of at least 1 and a lora_alpha.")
+    return config
+
+
+def _pair_up(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
+        if match is None or tensor.ndim != 2:
+            raise AdapterRefused(f"{WEIGHTS} holds the tensor {key!r}, which is no LoRA factor of a linear layer.")
+        sides.setdefault(match[1], {})[match[2]] = tensor.float()
+    for name, pair in sides.items():
+        if set(pair) != {"A", "B"}:
+            raise AdapterRefused(f"{WEIGHTS} holds only one of the two factors of {name!r}.")
+    if not sides:
+        raise AdapterRefused(f"{WEIGHTS} holds no tensors.")
+    if not all(bool(torch.isfinite(side).all()) for pair in sides.values() for side in pair.values()):
+        raise AdapterRefused(f"{WEIGHTS} holds numbers that are not finite.")
+    return {name: LoraPair(pair["A"], pair["B"]) for name, pair in sides.items()}
+
+
+def _check_complete(tower: nn.Module, config: Mapping[str, Any], pairs: Mapping[str, LoraPair]) -> None:
+    """Every linear layer that the config's target_modules choose has its tensors, and no other."""
+    chosen = {
+        name
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.Linear)
+        and _matches(name, config.get("target_modules"))
+        and not _matches(name, config.get("exclude_modules"))
+    }
+    odd = sorted(chosen ^ set(pairs))
+    if odd:
+        raise AdapterRefused(f"{CONFIG} and {WEIGHTS} disagree about {len(odd)} layers, first {odd[0]!r}.")
+
+
+def _matches(name: str, pattern: str | Sequence[str] | None) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their endings."""
+    if pattern is None:
+        return False
+    if isinstance(pattern, str):
+        if pattern == "all-linear":
+            return True
+        try:
+            return re.fullmatch(pattern, name) is not None
+        except re.error:
+            raise AdapterRefused(f"{CONFIG}: target_modules is not a valid pattern.") from None
+    return any(name == ending or name.endswith(f".{ending}") for ending in pattern)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError):
+        raise AdapterRefused(f"{path.name} is not a readable safetensors file; copy the adapter again.") from None
+    return tensors
+
+
+def _whole(value: float) -> float:
+    return int(value) if float(value).is_integer() else value

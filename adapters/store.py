@@ -1,0 +1,120 @@
+"""AdapterStore: the adapters on this machine, bundled ones first, then the user's folder. Knows no torch.
+
+    roots = (adapters/library, ~/.local/share/vesalius/adapters)      the last root is the one that is written to
+
+An adapter enters by `add`, which verifies, copies beside its place and renames: a reader sees all of it or
+nothing. Loading the tensors is `files.py`; keeping adapters resident is `bank.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.card import CARD, AdapterCard, check_name, digest_of, read_card, verify_folder
+from foundation.errors import AdapterNotFound, AdapterRefused, InvalidRequest
+
+LIBRARY = Path(__file__).parent / "library"
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """One adapter as the store knows it; `digest` changes with any byte of its files."""
+
+    name: str
+    folder: Path
+    card: AdapterCard
+    digest: str
+    is_bundled: bool
+
+
+class AdapterStore:
+    """Adapters by name over several roots; where two roots hold the same name, the first wins."""
+
+    def __init__(self, *roots: Path | str) -> None:
+        self.roots = tuple(Path(root) for root in roots) or (LIBRARY,)
+
+    @classmethod
+    def default(cls, user_root: Path | str | None = None) -> AdapterStore:
+        """The bundled library and the user's folder ($VESALIUS_ADAPTERS or ~/.local/share/vesalius/adapters)."""
+        chosen = user_root or os.environ.get("VESALIUS_ADAPTERS") or "~/.local/share/vesalius/adapters"
+        return cls(LIBRARY, Path(chosen).expanduser())
+
+    def list(self) -> tuple[StoredAdapter, ...]:
+        """All adapters with a readable card, by name."""
+        return tuple(self.get(name) for name in sorted(set(self._names())))
+
+    def get(self, name: str) -> StoredAdapter:
+        root = self._root_of(check_name(name))
+        if root is None:
+            known = ", ".join(sorted(set(self._names()))) or "none"
+            raise AdapterNotFound(f"There is no adapter called {name!r}; known are: {known}.", param="adapter")
+        folder = root / name
+        return StoredAdapter(name, folder, read_card(folder), digest_of(folder), root.resolve() == LIBRARY.resolve())
+
+    def verify(self, name: str) -> StoredAdapter:
+        """The adapter, after all its files were compared with the hashes of its card."""
+        stored = self.get(name)
+        verify_folder(stored.folder)
+        return stored
+
+    def add(self, source: Path | str, name: str | None = None, *, replace: bool = False) -> StoredAdapter:
+        """Copy an adapter folder into the last root, under its card's name or `name`, after verifying it."""
+        source = Path(source)
+        card = verify_folder(source)
+        name = check_name(name or card.name)
+        root = self._writable_root()
+        holder = self._root_of(name)
+        if holder is not None and (holder != root or not replace):
+            raise InvalidRequest(f"An adapter called {name!r} is here already; remove it or choose a name.", param="name")
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".adding-", dir=root) as place:
+            fresh, old = Path(place) / "fresh", Path(place) / "old"
+            _copy_files(source, fresh, (*card.files, CARD))
+            verify_folder(fresh)
+            if holder is not None:
+                os.replace(root / name, old)
+            os.replace(fresh, root / name)
+        return self.get(name)
+
+    def remove(self, name: str) -> None:
+        """Delete an adapter from the last root; bundled ones stay."""
+        root = self._writable_root()
+        if self.get(name).folder.parent != root:
+            raise InvalidRequest(f"The adapter {name!r} is bundled and cannot be removed.", param="name")
+        with tempfile.TemporaryDirectory(prefix=".removing-", dir=root) as place:
+            os.replace(root / name, Path(place) / name)
+
+    def _writable_root(self) -> Path:
+        root = self.roots[-1]
+        if root.resolve() == LIBRARY.resolve():
+            raise InvalidRequest("This store holds the bundled adapters only; give it a folder of your own to write to.")
+        return root
+
+    def _root_of(self, name: str) -> Path | None:
+        return next((root for root in self.roots if (root / name / CARD).is_file()), None)
+
+    def _names(self) -> Iterator[str]:
+        for root in self.roots:
+            for card in root.glob(f"*/{CARD}"):
+                if _is_name(card.parent.name):
+                    yield card.parent.name
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(check_name(name))
+    except InvalidRequest:
+        return False
+
+
+def _copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    target.mkdir()
+    for name in names:
+        if (source / name).is_symlink():
+            raise AdapterRefused(f"{name} is a link; an adapter holds plain files only.")
+        shutil.copyfile(source / name, target / name)

@@ -1,0 +1,1 @@
+"""One file per task: the head (features -> raw outputs), the result type, the post-processing."""

@@ -1,0 +1,192 @@
+"""The classification task: findings in a film, multi-label or multi-class.
+
+    logits (B, K) = embedding (B, E) @ text.T  +  bias               starts as zero-shot with the prompts
+                  + per-label attention over the tokens (B, N, D)    starts at zero
+
+"Normal" is the absence of findings and never a label with a prompt of its own: its probability is the product
+of (1 - p_k) over the findings, i.e. that none is present if findings were independent given the film. Findings
+come together more often than that, so the product is a low estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.card import AdapterCard, Calibration
+from foundation.errors import AdapterRefused, InvalidRequest
+
+TASK = "classification"
+NORMAL = "normal"
+
+
+class HasFeatures(Protocol):
+    """What the head reads of `ImageFeatures`."""
+
+    @property
+    def embedding(self) -> Tensor: ...  # (B, E), L2-normalised
+
+    @property
+    def tokens(self) -> Tensor: ...  # (B, N, D)
+
+
+class EncodesText(Protocol):
+    """What text initialisation needs of a backbone."""
+
+    @property
+    def logit_scale(self) -> float: ...
+
+    @property
+    def logit_bias(self) -> float: ...
+
+    def encode_text(self, texts: list[str]) -> Tensor: ...
+
+
+class ClassificationHead(nn.Module):
+    """Image features to K raw logits; `evidence` says where in the film they come from."""
+
+    def __init__(self, labels: int, embed_dim: int, width: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(embed_dim, labels)
+        self.query = nn.Parameter(torch.zeros(labels, width))
+        self.value = nn.Parameter(torch.zeros(labels, width))
+        nn.init.zeros_(self.text.weight)
+        nn.init.zeros_(self.text.bias)
+
+    def forward(self, features: HasFeatures) -> Tensor:
+        attention, values = self._look(features.tokens)
+        logits: Tensor = self.text(features.embedding.float()) + (attention * values).sum(dim=1)
+        return logits
+
+    def evidence(self, features: HasFeatures) -> Tensor:
+        """(B, N, K): the share of each patch in each label's logit, summing over N to the token part of it."""
+        attention, values = self._look(features.tokens)
+        return attention * values
+
+    def _look(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.layer_norm(tokens.float(), tokens.shape[-1:])  # (B, N, D)
+        attention = (x @ self.query.T / math.sqrt(x.shape[-1])).softmax(dim=1)  # (B, N, K)
+        return attention, x @ self.value.T
+
+    @torch.no_grad()
+    def start_from_text(self, backbone: EncodesText, prompts: Prompts) -> None:
+        """Fill the rows so that the untrained head equals zero-shot classification with these prompts.
+
+        Row k = logit_scale * (mean positive embedding - mean negative embedding). Without negatives the bias is
+        the backbone's logit_bias (zero for CLIP, learned for SigLIP).
+        """
+        positive = torch.stack([_mean_text(backbone, texts) for texts in prompts.positive])
+        weight, bias = positive, backbone.logit_bias
+        if prompts.negative:
+            weight, bias = positive - torch.stack([_mean_text(backbone, texts) for texts in prompts.negative]), 0.0
+        self.text.weight.copy_(backbone.logit_scale * weight)
+        self.text.bias.fill_(bias)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """For each label the sentences that say it is there and, where given, those that say it is not."""
+
+    positive: tuple[tuple[str, ...], ...]
+    negative: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def from_templates(cls, labels: Sequence[str], templates: Sequence[str], negatives: Sequence[str] = ()) -> Prompts:
+        for template in (*templates, *negatives):
+            if template.count("{}") != 1:
+                raise InvalidRequest(
+                    f"The template {template!r} must hold '{{}}' once, where the label goes.", param="templates"
+                )
+        if not templates:
+            raise InvalidRequest("At least one template is needed to start the head from text.", param="templates")
+        fill = [tuple(tuple(text.format(label) for text in texts) for label in labels) for texts in (templates, negatives)]
+        return cls(fill[0], fill[1] if negatives else ())
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationResult:
+    """What the task says about one film; all arrays (K,), in the order of `labels`."""
+
+    labels: tuple[str, ...]
+    logits: npt.NDArray[np.float64]
+    probabilities: npt.NDArray[np.float64]  # calibrated
+    thresholds: npt.NDArray[np.float64]
+    is_multi_label: bool = True
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """The labels at or above their threshold (multi-label), or the single most probable one."""
+        if not self.is_multi_label:
+            return (self.labels[int(self.probabilities.argmax())],)
+        return tuple(label for label, is_on in zip(self.labels, self.probabilities >= self.thresholds, strict=True) if is_on)
+
+    @property
+    def normal_probability(self) -> float | None:
+        """That no finding is present (see the top of this file); None for multi-class adapters."""
+        return float(np.prod(1.0 - self.probabilities)) if self.is_multi_label else None
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A head with its card: features in, calibrated results out."""
+
+    card: AdapterCard
+    head: ClassificationHead
+
+    @classmethod
+    def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Classifier:
+        """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
+        if card.task != TASK:
+            raise AdapterRefused(f"The adapter {card.name!r} is for {card.task}, not for {TASK}.")
+        options: dict[str, Any] = dict(card.head)
+        unknown = sorted(set(options) - {"embed_dim", "width"})
+        if unknown or len(options) != 2:
+            raise AdapterRefused(f"The card's head needs embed_dim and width and nothing else; odd are {unknown}.")
+        head = ClassificationHead(len(card.labels), int(options["embed_dim"]), int(options["width"]))
+        wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        if odd:
+            raise AdapterRefused(f"The head's tensors do not bind: {', '.join(odd)}.")
+        head.load_state_dict(dict(tensors))
+        return cls(card, head.eval().requires_grad_(False))
+
+    @torch.no_grad()
+    def __call__(self, features: HasFeatures) -> list[ClassificationResult]:
+        """One result per row of the batch."""
+        logits = self.head(features).double().cpu().numpy()
+        return [self.result(row) for row in logits]
+
+    def result(self, logits: npt.NDArray[np.float64]) -> ClassificationResult:
+        card = self.card
+        probabilities = calibrate(logits, card.calibration, card.is_multi_label)
+        thresholds = np.array(card.thresholds or [0.5] * len(card.labels))
+        return ClassificationResult(card.labels, logits, probabilities, thresholds, card.is_multi_label)
+
+
+def calibrate(logits: npt.NDArray[np.float64], how: Calibration, is_multi_label: bool) -> npt.NDArray[np.float64]:
+    """Raw logits (..., K) to probabilities by the card's calibration."""
+    scores = logits.astype(np.float64)
+    if how.method == "platt":
+        scores = scores * np.array(how.slope) + np.array(how.bias)
+    elif how.method == "temperature":
+        scores = scores * how.slope[0]
+    elif how.method != "none":
+        raise AdapterRefused(f"The card's calibration {how.method!r} is not known here.")
+    if is_multi_label:
+        return 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def _mean_text(backbone: EncodesText, texts: Sequence[str]) -> Tensor:
+    """Mean of the texts' embeddings, brought back to length one: (E,)."""
+    return F.normalize(backbone.encode_text(list(texts)).float().mean(dim=0), dim=0)

@@ -1,0 +1,311 @@
+"""The `vesalius` command: one line a person types, one answer, as text or (`--json`) as one JSON document.
+
+Nothing heavy is imported before a command needs it. `ask`, `zero-shot` and `predict` speak to a running server where one
+answers, else to a server they start for the one answer. A VesaliusError becomes one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
+
+if TYPE_CHECKING:
+    from serving.client import Client
+    from serving.config import ServerConfig
+
+RESEARCH_USE = "For research use only. Vesalius is not a medical device."
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+KEY_VARIABLE = "VESALIUS_API_KEY"
+
+Show = Callable[[Any, str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    chosen = build_parser().parse_args(arguments)
+    as_json = getattr(chosen, "json", False)
+    try:
+        chosen.run(chosen, _shower(as_json))
+    except VesaliusError as error:
+        if as_json:
+            print(json.dumps({"error": {"code": error.code, "message": error.message, "param": error.param}}))
+        print(f"vesalius: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _shower(as_json: bool) -> Show:
+    def show(value: Any, text: str) -> None:
+        print(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+    return show
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line as it stands; `--help` of it is the contract."""
+    parser = argparse.ArgumentParser(prog="vesalius", description=f"Ask medical images. {RESEARCH_USE}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace, Show], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="answer with one JSON document")
+        return command
+
+    for name, run, text in (
+        ("serve", _serve, "serve the API"),
+        ("up", _up, "serve the API and the page, and say where to look"),
+    ):
+        command = add(name, run, text)
+        command.add_argument("--host", default="127.0.0.1")
+        command.add_argument("--port", type=int, default=8000)
+        if name == "up":
+            command.add_argument("--ui-port", type=int, default=7860)
+        _add_model(command)
+
+    for name, run, text in (
+        ("ask", _ask, "ask a question about one film"),
+        ("zero-shot", _zero_shot, "score films against labels of your own"),
+        ("predict", _predict, "run films through a classification adapter"),
+    ):
+        command = add(name, run, text)
+        if name == "predict":
+            command.add_argument("adapter")
+        if name == "ask":
+            command.add_argument("file", type=Path)
+            command.add_argument("question")
+        else:
+            command.add_argument("files", type=Path, nargs="+", metavar="FILE")
+        if name == "zero-shot":
+            command.add_argument("--label", action="append", required=True, dest="labels")
+            command.add_argument("--template", action="append", dest="templates", help='a sentence with "{}"')
+            command.add_argument("--scoring", choices=("softmax", "sigmoid", "pairwise"))
+        command.add_argument("--server", default=DEFAULT_SERVER, help="a running server, or `none` to start one")
+        _add_model(command)
+
+    command = add("pretrain", _pretrain, "train a backbone as a recipe says, or go on with it")
+    command.add_argument("recipe")
+    command.add_argument("--out", type=Path)
+    command = add("finetune", _finetune, "train an adapter from a manifest")
+    command.add_argument("task")
+    command.add_argument("--manifest", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--recipe", default="cxr-findings")
+    command.add_argument("--checkpoint", default="bundled")
+    command.add_argument("--resume", action="store_true")
+    command = add("evaluate", _evaluate, "measure an adapter, zero-shot or chat")
+    command.add_argument("subject", metavar="ADAPTER|zero-shot|chat")
+    command.add_argument("--manifest", type=Path, required=True)
+    command.add_argument("--split", default="test")
+    command.add_argument("--where", action="append", default=[])
+    command.add_argument("--report", type=Path, required=True)
+    command.add_argument("--checkpoint", default="bundled")
+    command.add_argument("--baseline", action="append", default=[], dest="baselines")
+    command = add("adapters", _adapters, "list, show, verify, add or remove adapters")
+    command.add_argument("action", choices=("list", "show", "verify", "add", "remove"))
+    command.add_argument("name", nargs="?")
+    command.add_argument("--adapters", type=Path, help="your own adapters' folder")
+    command = add("checkpoint", _checkpoint, "say what a checkpoint is")
+    command.add_argument("action", choices=("inspect",))
+    command.add_argument("where")
+    command = add("export", _export, "write the chat model as a plain transformers folder")
+    command.add_argument("--checkpoint", type=Path)
+    command.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", default="bundled", help="bundled, a folder, or hf-hub:ID")
+    command.add_argument("--adapters", help="your own adapters' folder")
+
+
+# Serving
+
+
+def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
+    from serving.config import EngineConfig, ServerConfig
+
+    engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters)
+    return ServerConfig(host=host, port=port, api_key=os.environ.get(KEY_VARIABLE), engine=engine)
+
+
+def _serve(chosen: argparse.Namespace, show: Show) -> None:
+    from serving.server import serve
+
+    serve(_config(chosen, chosen.host, chosen.port), lambda line: print(line, flush=True))
+
+
+def _up(chosen: argparse.Namespace, show: Show) -> None:
+    from app.ui import run_page
+    from serving.server import background
+
+    with background(_config(chosen, chosen.host, chosen.port)) as url:
+        page = f"http://127.0.0.1:{chosen.ui_port}"
+        text = f"Page: {page}\nAPI:  {url}\nTry:  vesalius zero-shot FILE --label effusion --label cardiomegaly\n{RESEARCH_USE}"
+        show({"page": page, "api": url}, text)
+        sys.stdout.flush()
+        run_page(url, chosen.ui_port, os.environ.get(KEY_VARIABLE))
+
+
+@contextmanager
+def _client(chosen: argparse.Namespace) -> Iterator[Client]:
+    """A client of the running server, or of one that lives as long as the block."""
+    import httpx
+
+    from serving.client import Client
+
+    key = os.environ.get(KEY_VARIABLE)
+    if chosen.server != "none":
+        try:
+            httpx.get(f"{chosen.server}/healthz", timeout=1.0, trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            if chosen.server != DEFAULT_SERVER:
+                raise InvalidRequest(f"No server answers at {chosen.server}; start it or leave --server out.") from None
+        else:
+            with Client(chosen.server, api_key=key) as client:
+                yield client
+            return
+    from serving.server import background
+
+    with background(_config(chosen, "127.0.0.1", 0)) as url, Client(url, api_key=key) as client:
+        yield client
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FilmUnreadable(f"There is no file {str(path)!r}.", param="file")
+    return path.read_bytes()
+
+
+def _ask(chosen: argparse.Namespace, show: Show) -> None:
+    film = _bytes(chosen.file)
+    with _client(chosen) as client:
+        pieces = list(client.ask(chosen.question, film=film))
+    text = "".join(piece.text for piece in pieces)
+    extras = next((piece.extras for piece in reversed(pieces) if piece.extras), None)
+    answer = {"answer": text, "vesalius": extras.model_dump() if extras else None}
+    lines = [text]
+    if extras and extras.evidence:
+        lines += [_bar(found.label, found.probability) for found in extras.evidence.findings]
+    show(answer, "\n".join([*lines, RESEARCH_USE]))
+
+
+def _zero_shot(chosen: argparse.Namespace, show: Show) -> None:
+    films = [_bytes(path) for path in chosen.files]
+    with _client(chosen) as client:
+        answer = client.zero_shot(films, chosen.labels, templates=chosen.templates, scoring=chosen.scoring)
+    _show_items(chosen.files, answer.model_dump(mode="json"), "score", show)
+
+
+def _predict(chosen: argparse.Namespace, show: Show) -> None:
+    films = [_bytes(path) for path in chosen.files]
+    with _client(chosen) as client:
+        answer = client.classify(films, chosen.adapter)
+    _show_items(chosen.files, answer.model_dump(mode="json"), "probability", show)
+
+
+def _show_items(files: Sequence[Path], answer: dict[str, Any], number: str, show: Show) -> None:
+    lines = []
+    for path, item in zip(files, answer["data"], strict=True):
+        lines.append(f"{path.name}")
+        if item.get("error"):
+            lines.append(f"  {item['error']['message']}")
+        elif not item.get("assessed", True):
+            lines.append(f"  not assessed: this looks like {item.get('looks_like') or 'something else'}")
+        else:
+            lines += [f"  {_bar(one['label'], one[number])}" for one in item.get("labels") or item.get("scores") or []]
+    show(answer, "\n".join([*lines, RESEARCH_USE]))
+
+
+def _bar(label: str, value: float) -> str:
+    return f"{label:24} {value:6.3f} {'#' * round(value * 30)}"
+
+
+# Training and folders
+
+
+def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
+    from training.pretrain import pretrain
+
+    folder = pretrain(chosen.recipe, chosen.out)
+    show({"out": str(folder)}, f"The run lies in {folder}.")
+
+
+def _finetune(chosen: argparse.Namespace, show: Show) -> None:
+    from training.finetune import finetune
+
+    done = finetune(
+        chosen.task, chosen.manifest, chosen.out, chosen.recipe, chosen.checkpoint, resume=chosen.resume, is_quiet=chosen.json
+    )
+    show({"adapter": str(done.adapter), "auroc": dict(done.auroc)}, f"The adapter lies in {done.adapter}.")
+
+
+def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
+    from adapters.store import AdapterStore
+    from training.evaluate import Options, evaluate
+
+    evaluate(
+        chosen.subject,
+        chosen.manifest,
+        chosen.split,
+        chosen.where or None,
+        chosen.report,
+        chosen.checkpoint,
+        Options(baselines=tuple(chosen.baselines)),
+        store=AdapterStore.default(),
+        command=" ".join(["vesalius", *sys.argv[1:]]),
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    show({"report": str(chosen.report)}, f"Report: {chosen.report / 'report.md'}")
+
+
+def _adapters(chosen: argparse.Namespace, show: Show) -> None:
+    from adapters.store import AdapterStore
+
+    store = AdapterStore.default(chosen.adapters)
+    if chosen.action != "list" and chosen.name is None:
+        raise InvalidRequest(f"`adapters {chosen.action}` needs a name.", param="name")
+    if chosen.action == "remove":
+        store.remove(chosen.name)
+        show({"removed": chosen.name}, f"Removed {chosen.name}.")
+        return
+    found = {
+        "list": lambda: list(store.list()),
+        "show": lambda: [store.get(chosen.name)],
+        "verify": lambda: [store.verify(chosen.name)],
+        "add": lambda: [store.add(chosen.name)],
+    }[chosen.action]()
+    plain = [
+        {"name": one.name, "digest": one.digest, "bundled": one.is_bundled, "labels": list(one.card.labels)} for one in found
+    ]
+    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]  # type: ignore[call-overload]
+    show(plain, "\n".join(lines) or "No adapters.")
+
+
+def _checkpoint(chosen: argparse.Namespace, show: Show) -> None:
+    from foundation.checkpoint import open_checkpoint
+
+    passport = open_checkpoint(chosen.where).passport
+    show(json.loads(passport.to_json()), passport.to_json())
+
+
+def _export(chosen: argparse.Namespace, show: Show) -> None:
+    from foundation.checkpoint import open_checkpoint
+    from foundation.export import export_llava
+
+    folder = export_llava(chosen.checkpoint or open_checkpoint("bundled").folder, chosen.out)
+    show({"out": str(folder)}, f"Written: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

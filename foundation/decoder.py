@@ -1,0 +1,367 @@
+"""The decoder: a small Llama that says in words what the findings state and the patch tokens show.
+
+    patch tokens (N, D) -> projector (two layers, LLaVA's) -> N input embeddings in place of <image>
+    prompt ids -> token embeddings --------------------------^  -> Llama with key-value cache -> text
+
+It decides nothing: probabilities and verdicts come in with the prompt (`prompt.py`). On disk it is a plain Hugging Face
+folder `decoder/` (LlamaForCausalLM, tied embeddings, tokenizer) beside `projector.safetensors`; `export.py` writes both
+as one model for plain transformers. `sampling.py` chooses tokens; batching is the server's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from foundation.errors import CheckpointNotFound, CheckpointRefused, InvalidRequest
+from foundation.prompt import Detokeniser, FindingState, PromptTokenizer, Turn, findings_text
+from foundation.sampling import FinishReason, Sampler, Sampling, SamplingOptions, StopMatcher
+
+DECODER_FOLDER = "decoder"
+PROJECTOR_FILE = "projector.safetensors"
+_FORBIDDEN_KEYS = ("auto_map", "_attn_implementation_internal", "quantization_config")
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The size of a new decoder; `image_width` is the width D of the image tower's patch tokens."""
+
+    image_width: int
+    vocab_size: int
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    key_value_heads: int = 2
+    mlp_width: int = 512
+    context: int = 1024
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The end of a text: all of it, why it ended, and what it cost in tokens (a film counts its patch tokens)."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    token_ids: tuple[int, ...] = ()
+
+
+class Projector(nn.Module):
+    """Patch tokens (..., D) -> decoder embeddings (..., W); names and order are LLaVA's multi_modal_projector."""
+
+    def __init__(self, image_width: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(image_width, width)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        projected: Tensor = self.linear_2(self.act(self.linear_1(tokens)))
+        return projected
+
+
+class Decoder(nn.Module):
+    """Language model, projector and tokenizer. Built by `create` or `load`; weights are float32 in memory."""
+
+    def __init__(self, model: Any, projector: Projector, tokenizer: PromptTokenizer) -> None:
+        super().__init__()
+        self.model = model
+        self.projector = projector
+        self.tokenizer = tokenizer
+        self.end_id = tokenizer.special_ids["[EOS]"]
+        self.image_id = tokenizer.special_ids["<image>"]
+
+    @property
+    def image_width(self) -> int:
+        return self.projector.linear_1.in_features
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @classmethod
+    def create(cls, shape: DecoderShape, tokenizer_file: Path) -> Decoder:
+        """A decoder with random weights; the vocabulary is the tokenizer's."""
+        from transformers import LlamaForCausalLM
+
+        tokenizer = PromptTokenizer(tokenizer_file)
+        if tokenizer.vocab_size != shape.vocab_size:
+            raise InvalidRequest(
+                f"The tokenizer has {tokenizer.vocab_size} tokens but vocab_size is {shape.vocab_size}.", param="vocab_size"
+            )
+        model = LlamaForCausalLM(_llama_config(shape, tokenizer))
+        return cls(model, Projector(shape.image_width, shape.width), tokenizer).eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> Decoder:
+        """Open `folder/decoder` and `folder/projector.safetensors`; refuses anything executable, missing or left over."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        inner = folder / DECODER_FOLDER
+        settings = _read_config(inner)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**settings))
+        weights = _read_tensors(inner / "model.safetensors")
+        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+        model = model.to_empty(device="cpu")
+        _bind(model, weights, inner / "model.safetensors")
+        model.tie_weights()
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # NOTE: its buffers are not on disk
+        tensors = _read_tensors(folder / PROJECTOR_FILE)
+        projector = Projector(_width_of(tensors, folder), model.config.hidden_size)
+        _bind(projector, tensors, folder / PROJECTOR_FILE)
+        return cls(model, projector, PromptTokenizer(inner / "tokenizer.json")).eval()
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write `decoder/` and the projector; the tied output embedding is written once."""
+        inner = folder / DECODER_FOLDER
+        inner.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.to(dtype).contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
+        save_file(tensors, inner / "model.safetensors", metadata={"format": "pt"})
+        projector = {name: value.to(dtype).contiguous() for name, value in self.projector.state_dict().items()}
+        save_file(projector, folder / PROJECTOR_FILE, metadata={"format": "pt"})
+        config = {**self.model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": str(dtype)[6:]}
+        config.pop("_name_or_path", None)
+        _write_json(inner / "config.json", config)
+        _write_json(inner / "generation_config.json", self.generation_config())
+        _copy_tokenizer(self.tokenizer.file, inner)
+
+    def generation_config(self) -> dict[str, Any]:
+        """What makes plain transformers' greedy `generate` choose as `generate` here does."""
+        special = self.tokenizer.special_ids
+        return {
+            "bos_token_id": special["[BOS]"],
+            "eos_token_id": self.end_id,
+            "pad_token_id": special["[PAD]"],
+            "suppress_tokens": list(self.tokenizer.silent_ids),
+            "do_sample": False,
+        }
+
+    def prompt_ids(
+        self, turns: Sequence[Turn], findings: Sequence[FindingState] | None, image_tokens: int, *, reserve: int = 1
+    ) -> list[int]:
+        """The prompt, without its oldest turns where all of them and `reserve` new tokens would not fit.
+
+        Without a film (`image_tokens` 0) nothing is said about findings.
+        """
+        stated = findings_text(findings) if image_tokens else None
+        kept = list(turns)
+        while True:
+            ids = self.tokenizer.prompt(kept, stated, image_tokens)
+            if len(ids) + reserve <= self.context:
+                return ids
+            if len(kept) < 3:
+                raise InvalidRequest(
+                    f"The question is too long: {len(ids)} tokens and {reserve} for the answer, "
+                    f"where {self.context} fit. Shorten it or ask for fewer max_tokens.",
+                    param="messages",
+                )
+            kept = kept[2:]
+
+    def embed(self, ids: Sequence[int], patch_tokens: Tensor | None) -> Tensor:
+        """(1, T, W) input embeddings: the patch tokens (N, D), projected, stand where the ids say <image>."""
+        row = torch.tensor(list(ids), device=self.projector.linear_1.weight.device)
+        embedded: Tensor = self.model.get_input_embeddings()(row)
+        is_image = row == self.image_id
+        if patch_tokens is not None:
+            if int(is_image.sum()) != len(patch_tokens):
+                raise InvalidRequest(
+                    f"The prompt has room for {int(is_image.sum())} patch tokens but {len(patch_tokens)} were given."
+                )
+            embedded = embedded.masked_scatter(is_image[:, None], self.projector(patch_tokens.to(embedded.dtype)))
+        return embedded[None]
+
+    def stream(
+        self,
+        turns: Sequence[Turn],
+        findings: Sequence[FindingState] | None,
+        patch_tokens: Tensor | None,
+        sampling: SamplingOptions | None = None,
+    ) -> Iterator[str | Completion]:
+        """Pieces of text as they become certain, and a Completion last. `patch_tokens` (N, D); None without a film."""
+        sampling = sampling or Sampling()
+        image_tokens = 0 if patch_tokens is None else len(patch_tokens)
+        ids = self.prompt_ids(turns, findings, image_tokens)
+        writer = TextWriter(self.tokenizer, sampling, len(ids), room=self.context - len(ids))
+        for logits in self._steps(ids, patch_tokens, writer):
+            piece = writer.push(logits)
+            if piece:
+                yield piece
+            if writer.finish_reason:
+                break
+        yield writer.completion()
+
+    def generate(
+        self,
+        turns: Sequence[Turn],
+        findings: Sequence[FindingState] | None,
+        patch_tokens: Tensor | None,
+        sampling: SamplingOptions | None = None,
+    ) -> Completion:
+        """The whole answer at once."""
+        completion = [item for item in self.stream(turns, findings, patch_tokens, sampling) if isinstance(item, Completion)]
+        return completion[-1]
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], answer_ids: Sequence[int], pictures: Tensor) -> Tensor:
+        """(B,) mean log-probability of the same answer to the same prompt, given each of `pictures` (B, N, D).
+
+        Reliance: a picture, a blank and a shuffled one, scored together.
+        """
+        answer = torch.tensor(list(answer_ids), device=pictures.device)
+        prompts = torch.cat([self.embed(ids, picture) for picture in pictures])
+        said = self.model.get_input_embeddings()(answer)[None].expand(len(pictures), -1, -1)
+        logits = self.model(inputs_embeds=torch.cat([prompts, said], 1), use_cache=False).logits[:, len(ids) - 1 : -1]
+        chosen = logits.float().log_softmax(-1).gather(2, answer[None, :, None].expand(len(pictures), -1, 1))
+        mean: Tensor = chosen.squeeze(2).mean(1)
+        return mean
+
+    def _steps(self, ids: Sequence[int], patch_tokens: Tensor | None, writer: TextWriter) -> Iterator[Tensor]:
+        """Logits (V,) for the next token, again and again; the token chosen is read back from the writer."""
+        with torch.inference_mode():
+            out = self.model(inputs_embeds=self.embed(ids, patch_tokens), use_cache=True, logits_to_keep=1)
+        while True:
+            yield out.logits[0, -1]
+            newest = torch.tensor([[writer.token_ids[-1]]], device=out.logits.device)
+            with torch.inference_mode():
+                out = self.model(input_ids=newest, past_key_values=out.past_key_values, use_cache=True)
+
+
+class TextWriter:
+    """One text being written: chooses tokens, turns them into text, sees stop strings and the end.
+
+    Holds all that is particular to one request, so a batch is a list of writers.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int) -> None:
+        self._tokenizer = tokenizer
+        self._sampler = Sampler(sampling, tokenizer.silent_ids)
+        self._joiner = Detokeniser()
+        self._stops = StopMatcher(sampling.stop)
+        self._end_id = tokenizer.special_ids["[EOS]"]
+        self._limit = min(sampling.max_tokens, room)
+        self._prompt_tokens = prompt_tokens
+        self._shown: list[str] = []
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, logits: Tensor) -> str:
+        """Choose a token from logits (V,); the text that became certain. `finish_reason` is set when it was the last."""
+        token = self._sampler.choose(logits)
+        self.token_ids.append(token)
+        if token == self._end_id:
+            return self._show(self._joiner.flush(), ends="stop")
+        text = self._joiner.push(self._tokenizer.tokens([token])[0])
+        if len(self.token_ids) >= self._limit:
+            return self._show(text + self._joiner.flush(), ends="length")
+        return self._show(text)
+
+    def completion(self) -> Completion:
+        """Call once `finish_reason` is set."""
+        assert self.finish_reason is not None
+        text = "".join(self._shown)
+        return Completion(text, self.finish_reason, self._prompt_tokens, len(self.token_ids), tuple(self.token_ids))
+
+    def _show(self, text: str, ends: FinishReason | None = None) -> str:
+        shown, is_stopped = self._stops.push(text)
+        if is_stopped:
+            self.finish_reason = "stop"
+        elif ends:
+            self.finish_reason = ends
+            shown += self._stops.flush()
+        self._shown.append(shown)
+        return shown
+
+
+def _llama_config(shape: DecoderShape, tokenizer: PromptTokenizer) -> Any:
+    from transformers import LlamaConfig
+
+    special = tokenizer.special_ids
+    return LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        intermediate_size=shape.mlp_width,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=special["[BOS]"],
+        eos_token_id=special["[EOS]"],
+        pad_token_id=special["[PAD]"],
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointNotFound(f"No decoder in {folder.parent.name}: {DECODER_FOLDER}/config.json is missing.")
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as broken:
+        raise CheckpointRefused("The decoder's config.json is not JSON; copy the folder again.") from broken
+    if settings.get("model_type") != "llama":
+        raise CheckpointRefused(f"The decoder is a {settings.get('model_type')!r}; only Llama folders are opened here.")
+    forbidden = [key for key in _FORBIDDEN_KEYS if settings.get(key) is not None]
+    if forbidden:
+        raise CheckpointRefused(f"The decoder's config.json names {', '.join(forbidden)}, which may run code; remove it.")
+    return {key: value for key, value in settings.items() if key not in ("architectures", "dtype", "torch_dtype")}
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise CheckpointNotFound(f"{file.name} is missing from the checkpoint folder; copy the folder again.")
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except SafetensorError as broken:
+        raise CheckpointRefused(f"{file.name} is not a whole safetensors file; copy it again.") from broken
+
+
+def _bind(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load strictly: every tensor has its place and shape, and every place its tensor."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+    if wrong:
+        raise CheckpointRefused(
+            f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped."
+        )
+    module.load_state_dict(tensors)
+
+
+def _width_of(tensors: dict[str, Tensor], folder: Path) -> int:
+    weight = tensors.get("linear_1.weight")
+    if weight is None or weight.ndim != 2:
+        raise CheckpointRefused(f"{PROJECTOR_FILE} in {folder.name} is no projector: linear_1.weight is missing.")
+    return int(weight.shape[1])
+
+
+def _copy_tokenizer(file: Path, folder: Path) -> None:
+    """The tokenizer as it is, but adding no [CLS] and [SEP]: prompts carry their own marks."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.update(post_processor=None, truncation=None, padding=None)
+    _write_json(folder / "tokenizer.json", settings)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

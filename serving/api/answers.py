@@ -1,0 +1,85 @@
+"""From what was asked to what is answered: the parts of an answer that all routes share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from foundation.errors import VesaliusError
+from serving.api.bodies import FILE_PART
+from serving.api.films import png_data_uri
+from serving.api.service import Asked
+from serving.messages import Film
+from serving.schemas.common import ErrorReport, FilmReport, Item, Provenance
+from serving.schemas.parsing import Body
+
+T = TypeVar("T")
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class CallerLeftError(Exception):
+    """The caller closed the connection; there is no one to answer."""
+
+
+async def while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, and cancel it when the caller leaves: nobody waits for the answer any more."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_leaving(http))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise CallerLeftError
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _leaving(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def film_report(film: Film | None, include_film: bool) -> FilmReport | None:
+    if film is None:
+        return None
+    return FilmReport.from_film(film, png_data_uri(film) if include_film else None)
+
+
+def item(kind: type[ItemT], index: int, asked: Asked | VesaliusError, include_film: bool) -> ItemT:
+    """One film's answer with what every answer says about its making, or its error; the result itself is left empty."""
+    if isinstance(asked, VesaliusError):
+        return kind(index=index, error=ErrorReport.from_error(asked), assessed=False)
+    return kind(
+        index=index,
+        assessed=bool(asked.value.get("assessed", True)),
+        looks_like=str(asked.value.get("looks_like", "")),
+        film=film_report(asked.film, include_film),
+        provenance=Provenance.from_value(asked.value),
+        timings=asked.timings,
+    )
+
+
+def json_answer(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
+def documented(body: type[Body], answer: Any) -> dict[str, Any]:
+    """What OpenAPI says of a route whose body `read_body` reads by itself; `app.py` adds the body's schema."""
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    files = {
+        "type": "object",
+        "properties": {FILE_PART: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    }
+    content = {
+        "application/json": {"schema": reference},
+        "multipart/form-data": {"schema": {"allOf": [files, reference]}},
+    }
+    return {"response_model": answer, "openapi_extra": {"requestBody": {"required": True, "content": content}}}

@@ -1,0 +1,82 @@
+"""The app: routes, guard, observer and error handlers put together over a Gateway.
+
+It starts no process and opens no socket: `server.py` does, and hands in a `lifespan` that starts and stops
+what stands behind the gateway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Lifespan
+
+from foundation.errors import InvalidRequest, VesaliusError
+from serving.api import chat, classify, embeddings, health, models, zero_shot
+from serving.api.observer import Observer
+from serving.api.service import Service
+from serving.auth import KeyGuard
+from serving.gateway import Gateway
+from serving.http_errors import error_response, on_http_exception, on_vesalius_error
+from serving.limits import ServerLimits
+from serving.schemas.chat import ChatBody
+from serving.schemas.classify import ClassifyBody
+from serving.schemas.common import ErrorAnswer
+from serving.schemas.embeddings import EmbeddingsBody
+from serving.schemas.zero_shot import HuggingFaceBody, ZeroShotBody
+
+_BODIES = (ZeroShotBody, HuggingFaceBody, ClassifyBody, EmbeddingsBody, ChatBody)
+_ROUTERS = (zero_shot.router, classify.router, embeddings.router, chat.router, models.router, health.router)
+
+
+class VesaliusApp(FastAPI):
+    """FastAPI whose OpenAPI document also holds the bodies that the routes read by themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            _, bodies = models_json_schema(
+                [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
+            )
+            document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def create_app(
+    gateway: Gateway,
+    *,
+    limits: ServerLimits | None = None,
+    api_key: str | None = None,
+    lifespan: Lifespan[Any] | None = None,
+) -> FastAPI:
+    """The API over `gateway`. Without `api_key` it answers only requests that name this machine."""
+    service = Service(gateway, limits or ServerLimits())
+    app = VesaliusApp(
+        title="Vesalius",
+        summary="A medical vision-language service. Research use; not a medical device.",
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+    )
+    app.state.service = service
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.add_middleware(KeyGuard, api_key=api_key)
+    app.add_middleware(Observer, metrics=service.metrics)
+    app.add_exception_handler(VesaliusError, on_vesalius_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+    return app
+
+
+async def _on_bad_parameter(_: Request, __: Exception) -> JSONResponse:
+    return error_response(InvalidRequest("A parameter in the address has a value that cannot be used."))

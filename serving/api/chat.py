@@ -1,0 +1,154 @@
+"""POST /v1/chat/completions: ask about a film, get the answer whole or streamed.
+
+What goes wrong before the first piece is answered by a status; what goes wrong later by an error event.
+A caller who leaves withdraws the question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from foundation.errors import EngineUnavailable, VesaliusError
+from serving.api.answers import documented, film_report, json_answer, while_connected
+from serving.api.conversation import Conversation, read_conversation
+from serving.api.service import Asked, Service, service_of, value_of
+from serving.http_errors import internal_error
+from serving.messages import Outcome
+from serving.openai_shapes import DONE, ChatShape, error_event
+from serving.schemas.chat import ChatAnswer, ChatBody, ChatExtras, Evidence, Usage
+from serving.schemas.common import Provenance
+
+router = APIRouter(tags=["chat"])
+
+
+class EventStream(StreamingResponse):
+    """A stream that gives back what it holds however it ends, even if it never started."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._held = held
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held, aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+@router.post("/v1/chat/completions", **documented(ChatBody, ChatAnswer))
+async def chat_completions(request: Request) -> Response:
+    """Ask about a film. The `vesalius` field of the answer (of its last chunk, streamed) carries the evidence."""
+    service = service_of(request)
+    async with AsyncExitStack() as held:
+        async with service.receive(request, ChatBody) as body:
+            held.enter_context(service.items.take(1))
+            conversation = await while_connected(request, read_conversation(service, body))
+            streamed = body.stream
+            with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        shape = ChatShape(conversation.model.name, with_usage)
+        outcomes = await held.enter_async_context(aclosing(_outcomes(service, conversation)))
+        if not streamed:
+            return json_answer(await while_connected(request, _whole(service, conversation, outcomes, shape)))
+        first = await while_connected(request, anext(outcomes))
+        value_of(first)  # an error before the first piece still has a status of its own
+        return EventStream(_events(service, conversation, first, outcomes, shape), held.pop_all())
+    raise AssertionError("unreachable")
+
+
+async def _outcomes(service: Service, conversation: Conversation) -> AsyncGenerator[Outcome, None]:
+    """The engine's pieces, each within the request's time, the first one timed."""
+    started = time.monotonic()
+    pieces = service.gateway.stream(conversation.request)
+    is_first = True
+    try:
+        while True:
+            async with asyncio.timeout(service.limits.request_timeout_s):
+                outcome = await anext(pieces)
+            if is_first:
+                service.metrics.first_token_seconds.observe(time.monotonic() - started)
+                is_first = False
+            yield outcome
+            if outcome.is_final:
+                return
+    except TimeoutError:
+        raise service.too_late() from None
+    except StopAsyncIteration:
+        raise EngineUnavailable("The answer broke off before its end. Ask again.") from None
+    finally:
+        await _close(pieces)
+
+
+async def _close(pieces: AsyncIterator[Outcome]) -> None:
+    if isinstance(pieces, AsyncGenerator):
+        await pieces.aclose()
+
+
+async def _whole(
+    service: Service, conversation: Conversation, outcomes: AsyncIterator[Outcome], shape: ChatShape
+) -> ChatAnswer:
+    text = ""
+    async for outcome in outcomes:
+        value = value_of(outcome)
+        text += str(value.get("delta", ""))
+        if outcome.is_final:
+            asked = service.finished(conversation.request, outcome)
+            return shape.whole(text, _finish_reason(asked), _usage(service, asked), _extras(conversation, asked))
+    raise EngineUnavailable("The answer broke off before its end. Ask again.")
+
+
+async def _events(
+    service: Service,
+    conversation: Conversation,
+    first: Outcome,
+    rest: AsyncIterator[Outcome],
+    shape: ChatShape,
+) -> AsyncGenerator[bytes, None]:
+    yield shape.opening()
+    try:
+        outcome = first
+        while True:
+            if delta := value_of(outcome).get("delta"):
+                yield shape.piece(str(delta))
+            if outcome.is_final:
+                break
+            outcome = await anext(rest)
+        asked = service.finished(conversation.request, outcome)
+        usage = _usage(service, asked)
+        yield shape.closing(_finish_reason(asked), _extras(conversation, asked))
+        if shape.with_usage:
+            yield shape.usage(usage)
+    except VesaliusError as error:
+        service.metrics.item_errors.labels(error.code).inc()
+        yield error_event(error)
+    except Exception as error:  # the stream has begun: only an event can still tell its reader
+        service.metrics.item_errors.labels("internal_error").inc()
+        yield error_event(internal_error(error))
+    yield DONE
+
+
+def _finish_reason(asked: Asked) -> str:
+    return "length" if asked.value.get("finish_reason") == "length" else "stop"
+
+
+def _usage(service: Service, asked: Asked) -> Usage:
+    counted = asked.value.get("usage") or {}
+    prompt, completion = int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0))
+    service.metrics.completion_tokens.inc(completion)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def _extras(conversation: Conversation, asked: Asked) -> ChatExtras:
+    evidence = asked.value.get("evidence")
+    return ChatExtras(
+        evidence=None if evidence is None else Evidence.model_validate(evidence),
+        film=film_report(conversation.film, conversation.include_film),
+        notes=list(conversation.notes),
+        provenance=Provenance.from_value(asked.value),
+        timings=asked.timings,
+    )

@@ -1,0 +1,61 @@
+"""POST /v1/classify: films through a classification adapter. Errors are per film, as in `zero_shot.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from foundation.errors import VesaliusError
+from serving.api.answers import documented, item, json_answer, while_connected
+from serving.api.service import Asked, Service, service_of
+from serving.gateway import ModelInfo
+from serving.limits import check_count
+from serving.schemas.classify import ClassifyAnswer, ClassifyBody, ClassifyItem, LabelProbability
+from serving.schemas.common import FilmInput
+
+router = APIRouter(tags=["adapters"])
+
+
+@router.post("/v1/classify", **documented(ClassifyBody, ClassifyAnswer))
+async def classify(request: Request) -> Response:
+    """The findings of a classification adapter, with calibrated probabilities and thresholds."""
+    service = service_of(request)
+    async with service.receive(request, ClassifyBody) as body:
+        return json_answer(await while_connected(request, _answer(service, body)))
+
+
+async def _answer(service: Service, body: ClassifyBody) -> ClassifyAnswer:
+    model = service.model_for(body.model, "classify")
+    check_count("images", len(body.images), service.limits.max_images)
+    with service.items.take(len(body.images)):
+        asked = await service.each([_ask(service, body, model, i, film) for i, film in enumerate(body.images)])
+    return ClassifyAnswer(model=model.name, data=[_item(body, index, one) for index, one in enumerate(asked)])
+
+
+async def _ask(service: Service, body: ClassifyBody, model: ModelInfo, index: int, film: FilmInput) -> Asked:
+    decoded = await service.decode(film, f"images[{index}]", body)
+    return await service.ask(service.request("classify", model, film=decoded))
+
+
+def _item(body: ClassifyBody, index: int, asked: Asked | VesaliusError) -> ClassifyItem:
+    answer = item(ClassifyItem, index, asked, body.include_film)
+    if not isinstance(asked, VesaliusError) and answer.assessed:
+        answer.labels = list(_probabilities(asked.value))
+        answer.calibration = asked.value.get("calibration")
+    return answer
+
+
+def _probabilities(value: Mapping[str, Any]) -> Iterator[LabelProbability]:
+    labels = value["labels"]
+    thresholds = value.get("thresholds") or [None] * len(labels)
+    for label, probability, logit, threshold in zip(labels, value["probabilities"], value["logits"], thresholds, strict=True):
+        yield LabelProbability(
+            label=label,
+            probability=probability,
+            logit=logit,
+            threshold=threshold,
+            positive=None if threshold is None else probability >= threshold,
+        )

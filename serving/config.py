@@ -1,0 +1,86 @@
+"""What a server is started with. Frozen; every value is checked where it is made, by name.
+
+ServerConfig   where it listens and who may speak to it
+  EngineConfig   the model, the adapters, the device
+  DecodeConfig   the decode processes          (decode_pool.py)
+  ServerLimits   what one request may take     (limits.py)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from foundation.errors import InvalidRequest
+from serving.decode_pool import DecodeConfig
+from serving.limits import ServerLimits
+from serving.scheduler import Budget
+
+Precision = Literal["float32", "bfloat16", "auto"]
+PRECISIONS = ("float32", "bfloat16", "auto")
+FINDINGS_ADAPTER = "cxr-findings"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """checkpoint: "bundled", a folder or "hf-hub:ORG/NAME". adapters_dir: the user's adapters beside the bundled ones.
+
+    model_name: what callers call the base; derived from the checkpoint where empty. precision: "auto" measures at start and
+    keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
+    probabilities a chat answer rests on; without it they are zero-shot.
+    """
+
+    checkpoint: str = "bundled"
+    adapters_dir: str | None = None
+    model_name: str = ""
+    device: str = "auto"
+    precision: Precision = "float32"
+    threads: int = 0
+    findings_adapter: str = FINDINGS_ADAPTER
+    rows: int = 32
+    adapters: int = 8
+    chats: int = 8
+    tokens_per_turn: int = 4
+    cached_texts: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InvalidRequest(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.", param="precision")
+        for name in ("tokens_per_turn", "cached_texts"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 1.", param=name)
+        if self.threads < 0:
+            raise InvalidRequest("threads must not be negative; 0 means as many as there are cores.", param="threads")
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(rows=self.rows, adapters=self.adapters, chats=self.chats)
+
+    @property
+    def base_name(self) -> str:
+        """What callers call the base model; never a path."""
+        if self.model_name:
+            return self.model_name
+        return "vesalius" if self.checkpoint == "bundled" else Path(self.checkpoint.rstrip("/")).name
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """port 0 takes a free one. start_limit_s: how long the engine may take to open its model."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = field(default=None, repr=False)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    start_limit_s: float = 300.0
+    hang_limit_s: float = 120.0
+    canary_interval_s: float = 30.0
+    drain_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InvalidRequest(f"port is {self.port}; give 0 to 65535.", param="port")

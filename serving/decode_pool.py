@@ -1,0 +1,171 @@
+"""DecodePool: bytes in, films out, each decoded in a confined process that can be lost without harm.
+
+A decoder that crashes or hangs is killed and replaced, and the film that did it is refused as unreadable; films of
+others are untouched. The event loop never holds more than the bytes on their way. See `decode_process.py` for the
+other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import (
+    EngineUnavailable,
+    FilmError,
+    FilmTooLarge,
+    FilmUnreadable,
+    FilmUnsupported,
+    InvalidRequest,
+    Overloaded,
+    VesaliusError,
+)
+from serving.messages import Film, RawFilm
+from serving.spawn import end, kill, spawn
+from serving.transport import AsyncChannel, PeerLostError, film_from_plain, raw_film_to_plain
+
+if TYPE_CHECKING:
+    from foundation.preprocess import InputContract
+
+log = logging.getLogger("serving.decode")
+GIB = 1 << 30
+_REFUSALS = (FilmTooLarge, FilmUnreadable, FilmUnsupported, InvalidRequest)
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """processes: films decoded at the same time. time_limit_s and memory_bytes: what one film may take."""
+
+    processes: int = 2
+    time_limit_s: float = 20.0
+    memory_bytes: int = 4 * GIB
+    max_waiting: int = 256
+    start_limit_s: float = 60.0
+    module: str = "serving.decode_process"
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise InvalidRequest("At least one decode process is needed.", param="processes")
+
+
+@dataclass(eq=False)
+class _Decoder:
+    process: asyncio.subprocess.Process
+    channel: AsyncChannel
+
+
+class DecodePool:
+    """Start it on the running event loop, close it there."""
+
+    def __init__(self, config: DecodeConfig | None = None) -> None:
+        self.config = config or DecodeConfig()
+        self.replaced = 0  # decoders lost so far
+        self._idle: asyncio.Queue[_Decoder] = asyncio.Queue()
+        self._all: set[_Decoder] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting = 0
+        self._is_closed = False
+
+    async def start(self) -> None:
+        await asyncio.gather(*(self._hire() for _ in range(self.config.processes)))
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(end(one.process, one.channel) for one in self._all))
+        self._all.clear()
+
+    async def decode(self, raw: RawFilm, contract: InputContract) -> Film:
+        """Raises FilmError, InvalidRequest (slice or window), Overloaded or EngineUnavailable."""
+        if self._waiting >= self.config.max_waiting:
+            raise Overloaded("Too many films wait to be decoded. Try again in a moment.", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            decoder = await asyncio.wait_for(self._idle.get(), self.config.start_limit_s)
+        except TimeoutError:
+            raise EngineUnavailable("No decoder became free in time. Try again later.") from None
+        finally:
+            self._waiting -= 1
+        # NOTE: shielded, so that a caller who leaves does not cost the decoder its process.
+        return await asyncio.shield(self._background(self._decode_with(decoder, raw, contract)))
+
+    async def _decode_with(self, decoder: _Decoder, raw: RawFilm, contract: InputContract) -> Film:
+        message = {"kind": "decode", "raw": raw_film_to_plain(raw), "contract": asdict(contract)}
+        try:
+            async with asyncio.timeout(self.config.time_limit_s):
+                await decoder.channel.send(message)
+                reply = await decoder.channel.receive()
+        except TimeoutError:
+            self._replace(decoder)
+            raise FilmUnreadable(
+                f"The film took longer than {self.config.time_limit_s:g} seconds to decode, and was given up. "
+                "Send it uncompressed, or fewer frames."
+            ) from None
+        except PeerLostError:
+            self._replace(decoder)
+            raise FilmUnreadable("The film broke the decoder: it is damaged. Export it again.") from None
+        self._idle.put_nowait(decoder)
+        if reply["kind"] == "refused":
+            raise _error(reply)
+        return film_from_plain(reply["film"])
+
+    async def _hire(self) -> None:
+        limits = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "VESALIUS_DECODE_BYTES": str(self.config.memory_bytes),
+        }
+        process, channel = await spawn(self.config.module, limits)
+        decoder = _Decoder(process, channel)
+        self._all.add(decoder)
+        try:
+            async with asyncio.timeout(self.config.start_limit_s):
+                await channel.receive()
+        except (PeerLostError, TimeoutError):
+            self._dismiss(decoder)
+            raise EngineUnavailable("A decode process could not start; the server's log says more.") from None
+        self._idle.put_nowait(decoder)
+
+    def _replace(self, decoder: _Decoder) -> None:
+        self.replaced += 1
+        self._dismiss(decoder)
+        if not self._is_closed:
+            log.warning("a decoder was lost; starting another (%d so far)", self.replaced)
+            self._background(self._hire_again())
+
+    async def _hire_again(self) -> None:
+        pause_s = 0.0
+        while not self._is_closed:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._hire()
+            except EngineUnavailable:
+                pause_s = min(10.0, pause_s + 1.0)
+
+    def _dismiss(self, decoder: _Decoder) -> None:
+        kill(decoder.process)
+        decoder.channel.close()
+        self._all.discard(decoder)
+        self._background(decoder.process.wait())
+
+    def _background(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have left: mark it as seen
+
+
+def _error(reply: Mapping[str, Any]) -> VesaliusError:
+    kind = next((one for one in _REFUSALS if one.code == reply["code"]), FilmError)
+    return kind(str(reply["message"]), param=reply["param"])

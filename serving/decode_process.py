@@ -1,0 +1,87 @@
+"""The process that turns a stranger's bytes into pixels. It holds no torch, no secrets and nobody else's film.
+
+Its bounds: address space, no files written, no core dump; the time limit is its parent's, who kills it. Standard
+error is closed once it runs, because a decoding library's own text may hold what the film says about a patient.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRequest, VesaliusError
+from foundation.image import Window
+from foundation.preprocess import InputContract, pick_slice, render
+from foundation.readers import read_film
+from serving.messages import Film, RawFilm
+from serving.spawn import parent_channel
+from serving.transport import PeerLostError, contract_from_plain, film_to_plain, raw_film_from_plain
+
+
+def main() -> None:
+    channel = parent_channel()
+    confine(int(os.environ.get("VESALIUS_DECODE_BYTES", 0)))
+    channel.send({"kind": "hello"})
+    silence()
+    for message in channel:
+        try:
+            channel.send(answer(message))
+        except PeerLostError:
+            return
+
+
+def answer(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A film, or the error that says why there is none; whatever the bytes, never a library's own text."""
+    try:
+        film = decode(raw_film_from_plain(message["raw"]), contract_from_plain(message["contract"]))
+        return {"kind": "film", "film": film_to_plain(film)}
+    except (FilmError, InvalidRequest) as error:
+        return refusal(error)
+    except MemoryError:
+        return refusal(FilmTooLarge("The film needs more memory to decode than one film may take. Send a smaller one."))
+    except Exception:  # a codec's own error; the caller must have an answer all the same
+        return refusal(FilmUnreadable("The film cannot be decoded: it is damaged or incomplete. Export it again."))
+
+
+def decode(raw: RawFilm, contract: InputContract) -> Film:
+    """What the pool answers with; also the plain, in-process truth that tests compare it to."""
+    start = time.perf_counter()
+    image = read_film(raw.data)
+    window = Window(*raw.window) if raw.window is not None else None
+    pixels = render(image, contract, slice_index=raw.slice_index, window=window)
+    return Film(
+        pixels=pixels,
+        digest=image.digest,
+        modality=image.modality,
+        view=image.view,
+        source_format=image.source_format,
+        slices=image.slices,
+        slice_index=pick_slice(image, raw.slice_index),
+        notes=image.notes,
+        decode_ms=(time.perf_counter() - start) * 1000,
+    )
+
+
+def refusal(error: VesaliusError) -> dict[str, Any]:
+    return {"kind": "refused", "code": error.code, "message": error.message, "param": error.param}
+
+
+def confine(address_space_bytes: int) -> None:
+    """Bind this process: memory, no files, no core. Zero leaves the memory as it is."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if address_space_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+
+
+def silence() -> None:
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(quiet, stream)
+
+
+if __name__ == "__main__":
+    main()

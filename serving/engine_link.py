@@ -1,0 +1,206 @@
+"""EngineLink: the front process's hold on the engine process. Requests go out, Outcomes come back to who asked.
+
+An engine that dies or hangs is replaced; everyone who waited for it is told so at once. Knows nothing of films or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foundation.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    CheckpointRefused,
+    EngineUnavailable,
+    InvalidRequest,
+    VesaliusError,
+)
+from serving.config import EngineConfig
+from serving.messages import Outcome, Request
+from serving.spawn import end, kill, spawn
+from serving.transport import AsyncChannel, PeerLostError, failure, outcome_from_plain, request_to_plain
+
+log = logging.getLogger("serving.engine")
+LOST = "The engine stopped while it worked on this request, and is being started again. Try again in a moment."
+AWAY = "The engine is not running yet. Try again in a moment."
+BAD_TEXT = "A text holds characters that are not valid Unicode. Remove them."
+_REFUSALS = (CheckpointNotFound, CheckpointRefused, InvalidRequest)
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(eq=False)
+class _Running:
+    process: asyncio.subprocess.Process
+    channel: AsyncChannel
+
+
+class Answers:
+    """The Outcomes of one request, in order, as they come."""
+
+    def __init__(self, request_id: int) -> None:
+        self.request_id = request_id
+        self.is_over = False
+        self._arrived: asyncio.Queue[Outcome] = asyncio.Queue()
+
+    def put(self, outcome: Outcome) -> None:
+        self.is_over = outcome.is_final
+        self._arrived.put_nowait(outcome)
+
+    async def get(self) -> Outcome:
+        return await self._arrived.get()
+
+
+class EngineLink:
+    """module: what is run as the engine process; tests put another one there."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        start_limit_s: float = 300.0,
+        hang_limit_s: float = 120.0,
+        module: str = "serving.engine_process",
+    ) -> None:
+        self.facts: Mapping[str, Any] | None = None  # EngineFacts as plain data; None until the first start
+        self.last_forward: float | None = None  # monotonic
+        self.restarts = 0
+        self._config = config
+        self._start_limit_s = start_limit_s
+        self._hang_limit_s = hang_limit_s
+        self._module = module
+        self._running: _Running | None = None
+        self._waiting: dict[int, Answers] = {}
+        self._last_heard = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_up(self) -> bool:
+        return self._running is not None
+
+    def __len__(self) -> int:
+        """How many requests wait for the end of their answer."""
+        return len(self._waiting)
+
+    async def start(self) -> None:
+        """Start the engine and wait until it answers. Raises why it cannot: CheckpointError, EngineUnavailable."""
+        await self._launch()
+        for task in (self._keep_alive(), self._watch()):
+            self._tasks.add(asyncio.create_task(task))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running, self._running = self._running, None
+        self._fail_all()
+        if running is not None:
+            await end(running.process, running.channel)
+
+    async def ask(self, request: Request) -> Answers:
+        """Send a request; its Outcomes, an error included, come through the Answers. Close them with `release`."""
+        answers = Answers(request.id)
+        if self._running is None:
+            answers.put(failure(request.id, EngineUnavailable(AWAY)))
+            return answers
+        if not self._waiting:
+            self._last_heard = time.monotonic()
+        self._waiting[request.id] = answers
+        try:
+            await self._running.channel.send({"kind": "request", "request": request_to_plain(request)})
+        except UnicodeEncodeError:
+            self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
+        except PeerLostError:
+            self._deliver(failure(request.id, EngineUnavailable(LOST)))
+        except asyncio.CancelledError:
+            self.release(answers)
+            raise
+        return answers
+
+    def release(self, answers: Answers) -> None:
+        """The caller has all of it, or has left: in that case the request is withdrawn."""
+        is_pending = self._waiting.pop(answers.request_id, None) is not None
+        if is_pending and not answers.is_over and self._running is not None:
+            self._running.channel.post({"kind": "cancel", "id": answers.request_id})
+
+    async def _launch(self) -> None:
+        process, channel = await spawn(self._module, {})
+        try:
+            async with asyncio.timeout(self._start_limit_s):
+                await channel.send({"kind": "open", "config": asdict(self._config)})
+                greeting = await channel.receive()
+        except (PeerLostError, TimeoutError):
+            kill(process)
+            channel.close()
+            raise EngineUnavailable("The engine could not start; the server's log says more.") from None
+        except BaseException:
+            kill(process)
+            raise
+        if greeting["kind"] != "hello":
+            channel.close()
+            raise _refusal(greeting)
+        self.facts = greeting["facts"]
+        self.last_forward = self._last_heard = time.monotonic()  # the engine's own check
+        self._running = _Running(process, channel)
+
+    async def _keep_alive(self) -> None:
+        """Read what the engine says; when it is gone, tell everyone and start another."""
+        pause_s = 0.0
+        while True:
+            if self._running is not None:
+                await self._listen(self._running)
+                log.warning("the engine was lost; starting another")
+                self.restarts += 1
+            try:
+                await asyncio.sleep(pause_s)
+                await self._launch()
+                pause_s = 1.0
+            except VesaliusError as error:
+                pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s + 1)
+                log.error("the engine does not start (%s); trying again in %.0f s", error.code, pause_s)
+
+    async def _listen(self, running: _Running) -> None:
+        try:
+            while True:
+                message = await running.channel.receive()
+                self._last_heard = time.monotonic()
+                if message["kind"] == "beat":
+                    self.last_forward = self._last_heard
+                elif message["kind"] == "outcome":
+                    self._deliver(outcome_from_plain(message["outcome"]))
+        except PeerLostError:
+            self._running = None
+            kill(running.process)
+            running.channel.close()
+            self._fail_all()
+            await running.process.wait()
+
+    async def _watch(self) -> None:
+        """Kill an engine that has said nothing for too long while someone waits."""
+        while True:
+            await asyncio.sleep(min(1.0, self._hang_limit_s / 4))
+            silent_s = time.monotonic() - self._last_heard
+            if self._waiting and self._running is not None and silent_s > self._hang_limit_s:
+                log.error("the engine has said nothing for %.0f s; killing it", silent_s)
+                kill(self._running.process)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        answers = self._waiting.get(outcome.request_id)
+        if answers is None:
+            return
+        answers.put(outcome)
+        if outcome.is_final:
+            del self._waiting[outcome.request_id]
+
+    def _fail_all(self) -> None:
+        for request_id in list(self._waiting):
+            self._deliver(failure(request_id, EngineUnavailable(LOST)))
+
+
+def _refusal(greeting: Mapping[str, Any]) -> VesaliusError:
+    kind = next((one for one in _REFUSALS if one.code == greeting.get("code")), CheckpointError)
+    return kind(str(greeting.get("message", "")))

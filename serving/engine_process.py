@@ -1,0 +1,57 @@
+"""The engine's own process: a thread that reads the socket, and the main thread that owns torch.
+
+    parent --open--> here --hello (EngineFacts) | failed (code, sentence)--> parent
+    parent --request, cancel--> inbox --EngineLoop--> outcome, beat --> parent
+
+All of torch stays in the main thread: a second thread that ever runs a parallel operation slows the first. When the
+parent's end of the socket closes, the process ends at once, whatever it is computing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import asdict
+
+from foundation.errors import VesaliusError
+from serving.config import EngineConfig
+from serving.engine_loop import EngineLoop
+from serving.scheduler import Scheduler
+from serving.spawn import parent_channel
+from serving.transport import Channel, PeerLostError
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    channel = parent_channel()
+    try:
+        serve(channel, EngineConfig(**channel.receive()["config"]))
+    except PeerLostError:
+        return
+
+
+def serve(channel: Channel, config: EngineConfig) -> None:
+    """Open the model, prove that it answers, then answer for ever."""
+    from serving.engine import Engine  # NOTE: torch is imported here and not before
+
+    try:
+        engine = Engine.open(config)
+        engine.check()
+    except VesaliusError as error:
+        channel.send({"kind": "failed", "code": error.code, "message": error.message})
+        return
+    channel.send({"kind": "hello", "facts": asdict(engine.facts)})
+    loop = EngineLoop(engine, Scheduler(config.budget), channel.send)
+    threading.Thread(target=_read, args=(channel, loop), daemon=True).start()
+    loop.run_forever()
+
+
+def _read(channel: Channel, loop: EngineLoop) -> None:
+    for message in channel:
+        loop.inbox.put(message)
+    os._exit(0)  # the parent has gone; nobody waits for what is being computed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Evidence: what a chat answer rests on. Findings with probabilities, a heat map, and how much the picture mattered.
+
+Reliance asks what would have been said without the picture. The same answer is scored again with a blank film and with
+a film whose patches are shuffled, each speaking through all it changes, its patch tokens and its findings:
+
+    reliance = 1 - exp(min(0, m - r))      r: mean log-probability of the answer's tokens given the film
+                                           m: the same given the blank or the shuffled film, whichever is larger
+
+0: the answer is as likely without the picture; near 1: without it nobody would have said that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from foundation.prompt import FindingState
+from foundation.questions import interpret_question
+from serving.messages import ChatTurn
+
+if TYPE_CHECKING:
+    from foundation.backbone import Backbone, ImageFeatures
+
+Pixels = npt.NDArray[np.uint8]
+SHUFFLE_CELLS = 14  # a side
+
+
+@dataclass(frozen=True)
+class Finding:
+    label: str
+    probability: float
+    threshold: float
+
+    @property
+    def is_present(self) -> bool:
+        return self.probability >= self.threshold
+
+    def state(self) -> FindingState:
+        """As the decoder's prompt takes it; side, zone and severity are for the decoder to see."""
+        return FindingState(self.label, self.probability, self.is_present)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """grid: h rows of w numbers, 0 to 1, over the film as the model saw it; larger speaks more for `label`."""
+
+    label: str
+    grid: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    assessed: bool
+    looks_like: str = ""
+    findings: tuple[Finding, ...] = ()
+    heatmap: HeatMap | None = None
+    reliance: float | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        return {**asdict(self), "findings": [asdict(finding) for finding in self.findings]}
+
+
+def blank(pixels: Pixels) -> Pixels:
+    """The film taken away: its mean grey everywhere."""
+    return np.full_like(pixels, round(float(pixels.mean())))
+
+
+def shuffled(pixels: Pixels) -> Pixels:
+    """The film's cells in another order, the same for the same film: its texture without its anatomy."""
+    size = pixels.shape[0]
+    edges = [round(size * step / SHUFFLE_CELLS) for step in range(SHUFFLE_CELLS + 1)]
+    side = min(b - a for a, b in pairwise(edges))
+    if side < 1:
+        return pixels.copy()
+    seed = int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:8], "big")
+    order = np.random.default_rng(seed).permutation(SHUFFLE_CELLS**2)
+    starts = [(row, column) for row in edges[:-1] for column in edges[:-1]]
+    mixed = pixels.copy()
+    for target, source in enumerate(order):
+        (to_row, to_column), (row, column) = starts[target], starts[source]
+        mixed[to_row : to_row + side, to_column : to_column + side] = pixels[row : row + side, column : column + side]
+    return mixed
+
+
+def asked_finding(turns: tuple[ChatTurn, ...], findings: tuple[Finding, ...]) -> str | None:
+    """What the heat map is for: the finding asked about, else the most probable of those present, else nothing."""
+    questions = [turn.text for turn in turns if turn.role == "user"]
+    intent = interpret_question(questions[-1], questions[:-1]) if questions else None
+    known = {finding.label for finding in findings}
+    if intent is not None and intent.finding is not None:
+        return intent.finding if intent.finding in known else None
+    present = [finding for finding in findings if finding.is_present]
+    return max(present, key=lambda finding: finding.probability).label if present else None
+
+
+def heat_map(backbone: Backbone, features: ImageFeatures, label: str, direction: Tensor) -> HeatMap:
+    """Each patch's likeness to `direction` (E,), "there is" minus "there is no"; spread to 0..1 over this film.
+
+    features: of one film (B = 1). A film on which all patches are alike gives zeros.
+    """
+    patches = backbone.patch_embeddings(features)[0].float()  # (N, E)
+    likeness = (patches @ direction.to(patches)).reshape(features.grid)
+    low, high = likeness.min(), likeness.max()
+    spread = (likeness - low) / (high - low) if float(high - low) > 1e-6 else torch.zeros_like(likeness)
+    return HeatMap(label, [[round(float(value), 4) for value in row] for row in spread])
+
+
+def reliance(with_film: float, without_film: list[float]) -> float:
+    """From mean log-probabilities of the answer; see the top of this file."""
+    return 1.0 - math.exp(min(0.0, max(without_film) - with_film))

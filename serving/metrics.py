@@ -1,0 +1,50 @@
+"""What the server counts, for Prometheus. One registry an app, labels from fixed sets only.
+
+No label ever holds a caller's text: routes are templates ("/v1/models/{model_id}"), codes come from the
+error table, operations from `messages.Operation`.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from serving.gateway import Readiness
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "HTTP requests answered", "route", "method", "status")
+        self.request_seconds = self._histogram("request_seconds", "From headers to the last byte", "route")
+        self.in_flight = self._gauge("requests_in_flight", "HTTP requests being answered")
+        self.item_errors = self._counter("item_errors", "Films or questions that failed, by error code", "code")
+        self.decode_seconds = self._histogram("decode_seconds", "Reading one film")
+        self.compute_seconds = self._histogram("compute_seconds", "The batch that held the request", "operation")
+        self.queue_seconds = self._histogram("queue_seconds", "Waiting for the device", "operation")
+        self.first_token_seconds = self._histogram("first_token_seconds", "From question to first piece of an answer")
+        self.completion_tokens = self._counter("completion_tokens", "Tokens generated")
+        self.ready = self._gauge("ready", "1 when the engine answers")
+        self.queue_length = self._gauge("queue_length", "Requests waiting for the device")
+        self.last_forward_age = self._gauge("last_forward_age_seconds", "Since the engine last finished a batch")
+
+    def render(self, readiness: Readiness) -> bytes:
+        """Everything in Prometheus's text format, with the gauges taken from `readiness`."""
+        self.ready.set(1 if readiness.ready else 0)
+        self.queue_length.set(readiness.queue_length)
+        age = readiness.last_forward_age_s
+        self.last_forward_age.set(float("nan") if age is None else age)
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"vesalius_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"vesalius_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"vesalius_{name}", text, labels, registry=self.registry, buckets=_SECONDS)

@@ -1,0 +1,66 @@
+"""A chat answer in OpenAI's exact shapes, whole or as the events of a stream.
+
+    role first -> pieces of content -> finish reason with `vesalius` -> usage, when asked for -> [DONE]
+
+Every chunk of an answer carries the same id and creation time. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from foundation.errors import VesaliusError
+from serving.http_errors import error_object
+from serving.schemas.chat import AnswerMessage, ChatAnswer, ChatExtras, Choice, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def error_event(error: VesaliusError) -> bytes:
+    """What a stream says when it cannot go on."""
+    return event({"error": error_object(error)})
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    """The identity of one answer. `with_usage`: the caller asked for a usage chunk."""
+
+    model: str
+    with_usage: bool = False
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self) -> bytes:
+        return event(self._chunk({"role": "assistant", "content": ""}))
+
+    def piece(self, text: str) -> bytes:
+        return event(self._chunk({"content": text}))
+
+    def closing(self, finish_reason: str, extras: ChatExtras) -> bytes:
+        return event({**self._chunk({}, finish_reason), "vesalius": extras.model_dump(mode="json")})
+
+    def usage(self, usage: Usage) -> bytes:
+        return event({**self._chunk({}), "choices": [], "usage": usage.model_dump()})
+
+    def whole(self, text: str, finish_reason: str, usage: Usage, extras: ChatExtras) -> ChatAnswer:
+        choice = Choice.model_validate({"message": AnswerMessage(content=text), "finish_reason": finish_reason})
+        return ChatAnswer(id=self.id, created=self.created, model=self.model, choices=[choice], usage=usage, vesalius=extras)
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        chunk: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+        }
+        return {**chunk, "usage": None} if self.with_usage else chunk

@@ -1,0 +1,137 @@
+"""What runs next: a pure policy over waiting requests and a clock. No threads, no torch, no sleep.
+
+    encoder lane   requests that need the trunk (a chat's first step among them): one Batch a turn
+    chat lane      chats that are generating: a few tokens each a turn
+
+The engine pulls: whenever the device is free it asks `Scheduler.next`, and what waits goes, up to a budget. There
+is no timer, so nothing waits at low load and batches grow by themselves at high load. While both lanes have work
+they take turns.
+
+Order is by urgency, the earlier of a request's deadline and its arrival plus `patience_s`. Whoever arrives later
+than that can not go before it, so nothing starves; the most urgent always goes, and behind it whatever still fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from foundation.errors import InvalidRequest
+from serving.messages import Batch, Request
+
+TEXTS_PER_ROW = 16  # so many short texts cost about as much as one film
+CHAT_ROWS = 6  # the film, its blank and its shuffle, each through the base and the findings adapter
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most one batch may hold. rows: films through the trunk; chats: generating at the same time."""
+
+    rows: int = 32
+    adapters: int = 8
+    chats: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "adapters", "chats"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"The budget's '{name}' must be at least 1.", param=name)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do now: run `batch` (may be None), or let the chats generate, and tell `expired` that it is too late."""
+
+    batch: Batch | None = None
+    generates: bool = False
+    expired: tuple[Request, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One look at the queue: who goes, who is too late, who stays (in order of arrival)."""
+
+    chosen: tuple[Request, ...]
+    expired: tuple[Request, ...]
+    waiting: tuple[Request, ...]
+
+
+def rows_of(request: Request) -> int:
+    """What a request costs, in films through the trunk."""
+    if request.operation == "chat":
+        return CHAT_ROWS
+    if request.operation == "embed_text":
+        return max(1, math.ceil(len(request.texts) / TEXTS_PER_ROW))
+    return 2 if request.adapter else 1  # through its adapter, and as it is for the gate
+
+
+def urgency(request: Request, patience_s: float) -> tuple[float, int]:
+    """Smaller goes first; ties go to the older request."""
+    patient_until = request.arrival + patience_s
+    return min(patient_until, request.deadline if request.deadline is not None else patient_until), request.id
+
+
+def choose(waiting: Sequence[Request], now: float, budget: Budget, free_chats: int, patience_s: float = 2.0) -> Choice:
+    """The next batch. A request larger than the whole budget goes alone."""
+    expired = [request for request in waiting if request.deadline is not None and request.deadline <= now]
+    late = {request.id for request in expired}
+    chosen: list[Request] = []
+    rows, adapters = 0, set[str]()
+    alive = [request for request in waiting if request.id not in late]
+    for request in sorted(alive, key=lambda one: urgency(one, patience_s)):
+        wants = adapters | ({request.adapter} if request.adapter else set())
+        is_chat = request.operation == "chat"
+        if is_chat and free_chats < 1:
+            continue
+        if chosen and (rows + rows_of(request) > budget.rows or len(wants) > budget.adapters):
+            continue
+        chosen.append(request)
+        rows, adapters, free_chats = rows + rows_of(request), wants, free_chats - is_chat
+    gone = late | {request.id for request in chosen}
+    return Choice(tuple(chosen), tuple(expired), tuple(one for one in waiting if one.id not in gone))
+
+
+class Scheduler:
+    """The queue itself. Its books: every request added is later chosen, expired or withdrawn, exactly once."""
+
+    def __init__(self, budget: Budget | None = None, patience_s: float = 2.0) -> None:
+        self.budget = budget or Budget()
+        self.patience_s = patience_s
+        self._waiting: tuple[Request, ...] = ()
+        self._ids: set[int] = set()
+        self._encoded_last = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        fresh = tuple(requests)
+        for request in fresh:
+            if request.id in self._ids:
+                raise InvalidRequest(f"Request {request.id} is waiting already.", param="id")
+            self._ids.add(request.id)
+        self._waiting += fresh
+
+    def cancel(self, request_id: int) -> bool:
+        """Withdraw a request; False if it does not wait here (any more)."""
+        if request_id not in self._ids:
+            return False
+        self._keep(tuple(request for request in self._waiting if request.id != request_id))
+        return True
+
+    def next(self, now: float, generating: int = 0) -> Step:
+        """The step to take at `now`, while `generating` chats are under way."""
+        choice = choose(self._waiting, now, self.budget, self.budget.chats - generating, self.patience_s)
+        chats_turn = generating > 0 and (self._encoded_last or not choice.chosen)
+        if chats_turn:
+            late = {request.id for request in choice.expired}
+            self._keep(tuple(request for request in self._waiting if request.id not in late))
+            self._encoded_last = False
+            return Step(generates=True, expired=choice.expired)
+        self._keep(choice.waiting)
+        self._encoded_last = bool(choice.chosen)
+        return Step(Batch(choice.chosen) if choice.chosen else None, expired=choice.expired)
+
+    def _keep(self, waiting: tuple[Request, ...]) -> None:
+        self._waiting = waiting
+        self._ids = {request.id for request in waiting}

@@ -1,0 +1,62 @@
+"""Start one of the server's own processes, joined to this one by a socket pair.
+
+    process, channel = await spawn("serving.decode_process", {"OMP_NUM_THREADS": "1"})
+
+The child is a fresh interpreter (nothing is forked, nothing pickled) that finds its end of the pair as the file
+descriptor named in its one argument. It ignores Ctrl-C, which is the parent's to handle, and ends when the pair closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from serving.transport import AsyncChannel, Channel
+
+_HOUSE = Path(__file__).resolve().parent.parent
+
+
+async def spawn(module: str, environment: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, AsyncChannel]:
+    """Run `python -m module FD` and return it with our end of the pair."""
+    ours, theirs = socket.socketpair()
+    paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
+    inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            str(theirs.fileno()),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env=inherited,
+        )
+    finally:
+        theirs.close()
+    return process, await AsyncChannel.over(ours)
+
+
+def parent_channel() -> Channel:
+    """In the child: its end of the pair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Channel(socket.socket(fileno=int(sys.argv[1])))
+
+
+async def end(process: asyncio.subprocess.Process, channel: AsyncChannel, patience_s: float = 2.0) -> None:
+    """Close the pair, wait a little for the process to end by itself, then kill it."""
+    channel.close()
+    try:
+        await asyncio.wait_for(process.wait(), patience_s)
+    except TimeoutError:
+        kill(process)
+        await process.wait()
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()

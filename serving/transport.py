@@ -1,0 +1,196 @@
+"""Frames of msgpack over a Unix socket: how the server's processes speak. No pickle, no TCP.
+
+    frame = length (8 bytes, big-endian) + msgpack
+
+A message is a dict with a "kind". Requests, outcomes and films are turned into plain data here and back, so that no
+other file knows the wire. Both ends are ours; a frame that does not parse means a broken peer, and is fatal to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from foundation.errors import VesaliusError
+from foundation.preprocess import InputContract
+from serving.messages import ChatTurn, Film, Outcome, RawFilm, Request, Sampling
+
+Message = Mapping[str, Any]
+
+_LENGTH = struct.Struct(">Q")
+MAX_FRAME_BYTES = 1 << 30
+
+
+class PeerLostError(Exception):
+    """The process at the other end has gone, or speaks nonsense."""
+
+
+class Channel:
+    """The blocking end of a socket, for processes without an event loop. One reader; writers may be several threads."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        self._socket = connection
+        self._writing = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        with self._writing:
+            try:
+                self._socket.sendall(pack(message))
+            except OSError as error:
+                raise PeerLostError from error
+
+    def receive(self) -> dict[str, Any]:
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        return unpack(self._read(checked(length)))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Messages until the peer has gone."""
+        while True:
+            try:
+                yield self.receive()
+            except PeerLostError:
+                return
+
+    def _read(self, size: int) -> bytes:
+        held = bytearray(size)
+        view, filled = memoryview(held), 0
+        while filled < size:
+            try:
+                got = self._socket.recv_into(view[filled:])
+            except OSError as error:
+                raise PeerLostError from error
+            if not got:
+                raise PeerLostError
+            filled += got
+        return bytes(held)
+
+
+class AsyncChannel:
+    """The same, for the event loop. One reader; writes never interleave, because a frame is one write."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, connection: socket.socket) -> AsyncChannel:
+        """Take over one end of a socket pair."""
+        reader, writer = await asyncio.open_connection(sock=connection)
+        return cls(reader, writer)
+
+    async def send(self, message: Message) -> None:
+        frame = pack(message)
+        try:
+            self._writer.write(frame)
+            await self._writer.drain()
+        except OSError as error:
+            raise PeerLostError from error
+
+    def post(self, message: Message) -> None:
+        """Send without waiting; lost if the peer is."""
+        if not self._writer.is_closing():
+            self._writer.write(pack(message))
+
+    async def receive(self) -> dict[str, Any]:
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            return unpack(await self._reader.readexactly(checked(length)))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise PeerLostError from error
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def pack(message: Message) -> bytes:
+    """One frame. Raises UnicodeEncodeError where a text holds half of a character (a lone surrogate)."""
+    body: bytes = msgpack.packb(dict(message))
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack(body: bytes) -> dict[str, Any]:
+    try:
+        message = msgpack.unpackb(body, strict_map_key=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise PeerLostError from error
+    if not isinstance(message, dict):
+        raise PeerLostError
+    return message
+
+
+def checked(length: int) -> int:
+    if length > MAX_FRAME_BYTES:
+        raise PeerLostError
+    return length
+
+
+def film_to_plain(film: Film) -> dict[str, Any]:
+    plain = {field.name: getattr(film, field.name) for field in fields(film)}
+    return {**plain, "pixels": np.ascontiguousarray(film.pixels).tobytes(), "shape": film.pixels.shape}
+
+
+def film_from_plain(plain: Message) -> Film:
+    rest = {key: value for key, value in plain.items() if key not in ("pixels", "shape", "notes")}
+    pixels = np.frombuffer(plain["pixels"], dtype=np.uint8).reshape(plain["shape"])
+    return Film(pixels=pixels, notes=tuple(plain["notes"]), **rest)
+
+
+def raw_film_to_plain(raw: RawFilm) -> dict[str, Any]:
+    return asdict(raw)
+
+
+def raw_film_from_plain(plain: Message) -> RawFilm:
+    window = plain["window"]
+    return RawFilm(plain["data"], plain["slice_index"], tuple(window) if window else None)
+
+
+def request_to_plain(request: Request) -> dict[str, Any]:
+    plain = {field.name: getattr(request, field.name) for field in fields(request)}
+    return {
+        **plain,
+        "film": film_to_plain(request.film) if request.film is not None else None,
+        "turns": [asdict(turn) for turn in request.turns],
+        "sampling": asdict(request.sampling),
+        "options": dict(request.options),
+    }
+
+
+def request_from_plain(plain: Message) -> Request:
+    sampling = dict(plain["sampling"])
+    return Request(
+        **{
+            **plain,
+            "film": film_from_plain(plain["film"]) if plain["film"] is not None else None,
+            "texts": tuple(plain["texts"]),
+            "turns": tuple(ChatTurn(**turn) for turn in plain["turns"]),
+            "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+        }
+    )
+
+
+def outcome_to_plain(outcome: Outcome) -> dict[str, Any]:
+    return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+
+
+def outcome_from_plain(plain: Message) -> Outcome:
+    return Outcome(**plain)
+
+
+def failure(request_id: int, error: VesaliusError) -> Outcome:
+    """An error as the last Outcome of a request."""
+    return Outcome(request_id, error_code=error.code, error_message=error.message)
+
+
+def contract_from_plain(plain: Message) -> InputContract:
+    """Sequences come back from the wire as lists."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return InputContract(**values)

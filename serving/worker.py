@@ -1,0 +1,180 @@
+"""Worker: the Gateway of a real server. Joins the decode pool and the engine process; holds no torch itself.
+
+    decode --> DecodePool            (films under the engine's input contract)
+    ask, stream --> EngineLink       (one engine process, replaced when lost)
+    models --> what the engine opened, and the adapters in the store that were made for it
+
+A canary asks the engine for a blank film whenever it has been idle for a while, so that readiness speaks of now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import numpy as np
+
+from adapters.store import LIBRARY, AdapterStore, StoredAdapter
+from foundation.errors import EngineUnavailable, VesaliusError
+from foundation.preprocess import InputContract
+from serving.config import ServerConfig
+from serving.decode_pool import DecodePool
+from serving.engine_link import AWAY, EngineLink
+from serving.gateway import ModelInfo, Readiness, next_request_id
+from serving.messages import Film, Operation, Outcome, RawFilm, Request
+from serving.prompts import TEMPLATES
+from serving.transport import contract_from_plain
+
+log = logging.getLogger("serving.worker")
+_LISTING_LIVES_S = 1.0
+_CANARY_LIMIT_S = 60.0
+_TASKS: Mapping[str, tuple[Operation, ...]] = {"classification": ("classify",)}
+
+
+class Worker:
+    """Start and close it on the event loop that the API runs on."""
+
+    def __init__(self, config: ServerConfig, link: EngineLink | None = None) -> None:
+        self.config = config
+        self.pool = DecodePool(config.decode)
+        self.link = link or EngineLink(config.engine, start_limit_s=config.start_limit_s, hang_limit_s=config.hang_limit_s)
+        user_roots = [root for root in AdapterStore.default(config.engine.adapters_dir).roots if root != LIBRARY]
+        self._stores = (AdapterStore(LIBRARY), *(AdapterStore(root) for root in user_roots))
+        self._listed: tuple[float, list[ModelInfo]] = (-_LISTING_LIVES_S, [])
+        self._canary: asyncio.Task[None] | None = None
+        self._canary_failed = False
+
+    async def start(self) -> None:
+        """Both kinds of process, side by side. Raises why the engine or a decoder cannot start."""
+        starting = (asyncio.create_task(self.pool.start()), asyncio.create_task(self.link.start()))
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await self.close()
+            raise
+        self._canary = asyncio.create_task(self._sing())
+
+    async def close(self) -> None:
+        if self._canary is not None:
+            self._canary.cancel()
+        await asyncio.gather(self.pool.close(), self.link.close())
+
+    async def decode(self, raw: RawFilm) -> Film:
+        return await self.pool.decode(raw, self.contract)
+
+    async def ask(self, request: Request) -> Outcome:
+        answers = await self.link.ask(request)
+        try:
+            while not (outcome := await answers.get()).is_final:
+                pass
+            return outcome
+        finally:
+            self.link.release(answers)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Outcome, None]:
+        answers = await self.link.ask(request)
+        try:
+            while True:
+                outcome = await answers.get()
+                yield outcome
+                if outcome.is_final:
+                    return
+        finally:
+            self.link.release(answers)
+
+    def models(self) -> list[ModelInfo]:
+        """The base first. Looks at the store again when the last look is a moment old: a new adapter is live at once."""
+        listed_at, listed = self._listed
+        if time.monotonic() - listed_at >= _LISTING_LIVES_S and self.link.facts is not None:
+            listed = [self._base(), *map(self._adapter, self._adapters())]
+            self._listed = (time.monotonic(), listed)
+        return list(listed)
+
+    def readiness(self) -> Readiness:
+        last = self.link.last_forward
+        age_s = None if last is None else time.monotonic() - last
+        reason = ""
+        if not self.link.is_up:
+            reason = AWAY
+        elif self._canary_failed:
+            reason = "The engine did not answer its last check."
+        return Readiness(not reason, age_s, len(self.link), reason)
+
+    @property
+    def contract(self) -> InputContract:
+        """What the model eats. Raises EngineUnavailable before the engine has said so."""
+        return contract_from_plain(self._facts["contract"])
+
+    @property
+    def _facts(self) -> Mapping[str, Any]:
+        if self.link.facts is None:
+            raise EngineUnavailable(AWAY)
+        return self.link.facts
+
+    def _base(self) -> ModelInfo:
+        facts = self._facts
+        can: tuple[Operation, ...] = ("embed_image", "embed_text", "zero_shot")
+        return ModelInfo(
+            name=facts["name"],
+            kind="base",
+            capabilities=(*can, "chat") if facts["can_chat"] else can,
+            templates=TEMPLATES,
+            digest=facts["fingerprint"],
+            licence=facts["licence"],
+            embed_dim=facts["embed_dim"],
+            created=facts["created"],
+        )
+
+    def _adapter(self, stored: StoredAdapter) -> ModelInfo:
+        card = stored.card
+        return ModelInfo(
+            name=stored.name,
+            kind="adapter",
+            capabilities=_TASKS.get(card.task, ()),
+            base=self._facts["name"],
+            task=card.task,
+            labels=card.labels,
+            digest=stored.digest,
+            description=card.description,
+            licence=card.licence,
+            created=int((stored.folder / "card.json").stat().st_mtime),
+        )
+
+    def _adapters(self) -> list[StoredAdapter]:
+        """Those made for the base that is open, the bundled ones first; each name once."""
+        found: dict[str, StoredAdapter] = {}
+        for store in self._stores:
+            try:
+                listed = store.list()
+            except VesaliusError as error:
+                log.warning("an adapter folder cannot be listed: %s", error.code)
+                continue
+            for stored in listed:
+                if stored.card.base.fingerprint == self._facts["fingerprint"]:
+                    found.setdefault(stored.name, stored)
+        return list(found.values())
+
+    async def _sing(self) -> None:
+        """The canary: a blank film, whenever nobody has asked for anything for a while."""
+        interval_s = self.config.canary_interval_s
+        while True:
+            await asyncio.sleep(interval_s)
+            last = self.link.last_forward
+            if not self.link.is_up or (last is not None and time.monotonic() - last < interval_s):
+                continue
+            try:
+                async with asyncio.timeout(_CANARY_LIMIT_S):
+                    self._canary_failed = (await self.ask(self._blank())).is_error
+            except TimeoutError:
+                self._canary_failed = True
+
+    def _blank(self) -> Request:
+        size = self.contract.size
+        film = Film(np.zeros((size, size, 3), np.uint8), digest="0" * 64)
+        return Request(id=next_request_id(), operation="embed_image", film=film, arrival=time.monotonic())

@@ -1,0 +1,37 @@
+"""An engine process without a model: a request's first text says what it does. Run by test_engine_link.py."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from serving.messages import Outcome
+from serving.spawn import parent_channel
+from serving.transport import outcome_to_plain
+
+channel = parent_channel()
+name = channel.receive()["config"]["checkpoint"]
+if name == "refused":
+    channel.send({"kind": "failed", "code": "checkpoint_refused", "message": "It holds a pickle."})
+    raise SystemExit
+channel.send({"kind": "hello", "facts": {"name": name}})
+cancelled: list[int] = []
+for message in channel:
+    if message["kind"] == "cancel":
+        cancelled.append(message["id"])
+        continue
+    request = message["request"]
+    what = request["texts"][0]
+    if what == "die":
+        os._exit(1)
+    if what == "hang":
+        time.sleep(60)
+    if what == "silence":
+        continue
+    if what == "stream":
+        for piece in "ab":
+            outcome = Outcome(request["id"], {"delta": piece}, is_final=False)
+            channel.send({"kind": "outcome", "outcome": outcome_to_plain(outcome)})
+    value = {"echo": what, "cancelled": list(cancelled)}
+    channel.send({"kind": "outcome", "outcome": outcome_to_plain(Outcome(request["id"], value))})
+    channel.send({"kind": "beat"})

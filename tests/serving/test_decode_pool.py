@@ -1,0 +1,81 @@
+"""The decode pool: the same film as in-process decoding, and a bad film costs nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_api import png_film
+
+from foundation.errors import FilmUnreadable, FilmUnsupported, InvalidRequest
+from foundation.preprocess import InputContract
+from serving.decode_pool import DecodeConfig, DecodePool
+from serving.decode_process import decode
+from serving.messages import RawFilm
+
+CONTRACT = InputContract(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def test_pool_films_equal_in_process_films_and_refusals_keep_their_kind() -> None:
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=2))
+        await pool.start()
+        try:
+            films = [RawFilm(png_film(seed)) for seed in range(6)]
+            decoded = await asyncio.gather(*(pool.decode(raw, CONTRACT) for raw in films))
+            for raw, film in zip(films, decoded, strict=True):
+                truth = decode(raw, CONTRACT)
+                assert np.array_equal(film.pixels, truth.pixels)
+                assert (film.digest, film.source_format, film.slices) == (truth.digest, "png", 1)
+            with pytest.raises(FilmUnsupported):
+                await pool.decode(RawFilm(b"not a film at all"), CONTRACT)
+            with pytest.raises(FilmUnreadable):
+                await pool.decode(RawFilm(png_film(1)[:-40]), CONTRACT)
+            with pytest.raises(InvalidRequest):
+                await pool.decode(RawFilm(png_film(1), slice_index=3), CONTRACT)
+            assert pool.replaced == 0
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("what", [b"hang", b"crash"])
+def test_a_lost_decoder_is_replaced_and_only_its_film_is_refused(what: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=1, time_limit_s=1.0, module="bad_decoder"))
+        await pool.start()
+        try:
+            bad, good = await asyncio.gather(
+                pool.decode(RawFilm(what), CONTRACT), pool.decode(RawFilm(b"good"), CONTRACT), return_exceptions=True
+            )
+            assert isinstance(bad, FilmUnreadable)
+            assert not isinstance(good, BaseException)
+            assert good.digest == "good"
+            assert pool.replaced == 1
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
+def test_a_caller_who_leaves_does_not_cost_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=1, module="bad_decoder"))
+        await pool.start()
+        try:
+            leaving = asyncio.create_task(pool.decode(RawFilm(b"first"), CONTRACT))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            assert (await pool.decode(RawFilm(b"second"), CONTRACT)).digest == "second"
+            assert pool.replaced == 0
+        finally:
+            await pool.close()
+
+    asyncio.run(body())

@@ -1,0 +1,99 @@
+"""The link to an engine process: answers find who asked, a lost engine is told and replaced, leaving withdraws."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundation.errors import CheckpointRefused
+from serving.config import EngineConfig
+from serving.engine_link import EngineLink
+from serving.messages import Outcome, Request
+
+
+@pytest.fixture(autouse=True)
+def _find_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def with_link(body: Callable[[EngineLink], Awaitable[None]], **options: Any) -> None:
+    async def run() -> None:
+        link = EngineLink(EngineConfig(checkpoint="fake"), module="fake_engine_process", **options)
+        await link.start()
+        try:
+            await body(link)
+        finally:
+            await link.close()
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
+async def ask(link: EngineLink, number: int, what: str) -> Outcome:
+    answers = await link.ask(Request(number, "embed_text", texts=(what,)))
+    try:
+        return await answers.get()
+    finally:
+        link.release(answers)
+
+
+def test_answers_find_who_asked() -> None:
+    async def body(link: EngineLink) -> None:
+        found = await asyncio.gather(*(ask(link, number, f"text {number}") for number in range(20)))
+        assert [outcome.value and outcome.value["echo"] for outcome in found] == [f"text {n}" for n in range(20)]
+        assert len(link) == 0
+        pieces = await link.ask(Request(99, "chat", texts=("stream",)))
+        assert [(await pieces.get()).is_final for _ in range(3)] == [False, False, True]
+
+    with_link(body)
+
+
+@pytest.mark.parametrize(("what", "limit_s"), [("die", 60.0), ("hang", 1.0)])
+def test_a_lost_engine_is_told_and_replaced(what: str, limit_s: float) -> None:
+    async def body(link: EngineLink) -> None:
+        silent = asyncio.create_task(ask(link, 1, "silence"))
+        await asyncio.sleep(0.05)
+        lost = await ask(link, 2, what)
+        assert lost.error_code == (await silent).error_code == "engine_unavailable"
+        while not link.is_up:
+            assert (await ask(link, 3, "early")).error_code == "engine_unavailable"
+            await asyncio.sleep(0.05)
+        again = await ask(link, 4, "again")
+        assert again.value is not None
+        assert again.value["echo"] == "again"
+        assert link.restarts == 1
+
+    with_link(body, hang_limit_s=limit_s)
+
+
+def test_who_leaves_is_withdrawn() -> None:
+    async def body(link: EngineLink) -> None:
+        leaving = asyncio.create_task(ask(link, 7, "silence"))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        after = await ask(link, 8, "after")
+        assert after.value is not None
+        assert after.value["cancelled"] == [7]
+
+    with_link(body)
+
+
+def test_half_a_character_is_refused_by_a_sentence() -> None:
+    async def body(link: EngineLink) -> None:
+        assert (await ask(link, 1, "\ud800")).error_code == "invalid_request"
+        assert not (await ask(link, 2, "whole")).is_error
+
+    with_link(body)
+
+
+def test_why_it_cannot_start_is_said() -> None:
+    async def body() -> None:
+        link = EngineLink(EngineConfig(checkpoint="refused"), module="fake_engine_process")
+        with pytest.raises(CheckpointRefused, match="pickle"):
+            await link.start()
+
+    asyncio.run(body())

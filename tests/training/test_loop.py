@@ -1,0 +1,121 @@
+"""The loop: a resumed run equals an uninterrupted one to the bit; the best epoch is kept; odd settings are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foundation.errors import InvalidRequest
+from training.loop import LAST, Loop, LoopConfig, LoopReport, ParameterGroup
+
+DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+TRUTH = DATA @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
+
+
+class Line:
+    """A linear map learnt from batches of four, with noise from the global generator, so that its state matters."""
+
+    def __init__(self, scores: Sequence[float] | None = None) -> None:
+        self.scores = scores
+        self.validations = 0
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(epoch)).tolist()
+        return [order[start : start + 4] for start in range(0, 24, 4)]
+
+    def load(self, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return DATA[list(draws)], TRUTH[list(draws)]
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
+        x, y = batch
+        return ((model(x + 0.1 * torch.randn_like(x)) - y) ** 2).mean(), {}
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        error = float(((model(DATA) - TRUTH) ** 2).mean())
+        self.validations += 1
+        return {"score": -error if self.scores is None else self.scores[self.validations - 1]}
+
+
+def make_loop(out: Path, trainee: Line | None = None, **changes: object) -> Loop:
+    torch.manual_seed(3)
+    model = nn.Linear(4, 1)
+    settings = {"epochs": 3, "monitor": "score", "cpu": True, "seed": 5, "warmup": 0.2} | changes
+    group = ParameterGroup("all", list(model.parameters()), 0.05)
+    return Loop(trainee or Line(), model, [group], LoopConfig(**settings), out, is_quiet=True)
+
+
+def weights(loop: Loop) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in loop.bare.parameters()])
+
+
+@pytest.mark.parametrize(("accumulate", "precision"), [(1, "fp32"), (2, "fp32"), (4, "bf16")])
+def test_resumed_equals_uninterrupted(tmp_path: Path, accumulate: int, precision: str) -> None:
+    options = {"accumulate": accumulate, "precision": precision}
+    whole = make_loop(tmp_path / "whole", **options)
+    expected = whole.run()
+    parts: LoopReport | None = None
+    for _ in range(20):  # a fresh process each time, two optimiser steps long
+        loop = make_loop(tmp_path / "parts", **options)
+        torch.manual_seed(999)  # the state must come from the file
+        parts = loop.run(resume=True, max_steps=2)
+        if parts.is_finished:
+            break
+    assert parts is not None
+    assert parts.is_finished
+    assert torch.equal(weights(whole), weights(loop))
+    assert parts.steps == expected.steps == 3 * -(-6 // accumulate)
+    assert parts.history == expected.history
+    assert expected.history[-1]["score"] > expected.history[0]["score"]  # it did learn
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
+    class Quiet(Line):
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
+            return ((model(batch[0]) - batch[1]) ** 2).mean(), {}
+
+    class Wide(Quiet):
+        def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+            narrow = super().plan(epoch)
+            return [[*narrow[start], *narrow[start + 1]] for start in range(0, len(narrow), 2)]
+
+    small, large = make_loop(tmp_path / "a", Quiet(), accumulate=2), make_loop(tmp_path / "b", Wide())
+    small.run()
+    large.run()
+    torch.testing.assert_close(weights(small), weights(large), atol=1e-6, rtol=0)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, Line(scores=[0.1, 0.9, 0.3, 0.2, 0.95]), epochs=5, patience=2)
+    seen: list[Tensor] = []
+    close = loop._close_epoch
+    loop._close_epoch = lambda: (seen.append(weights(loop).clone()), close())[1]  # type: ignore[method-assign, func-returns-value]
+    report = loop.run()
+    assert (report.best_epoch, report.best_value, len(report.history)) == (1, 0.9, 4)
+    assert torch.equal(weights(loop), seen[1])
+    assert not torch.equal(weights(loop), seen[3])
+
+
+def test_the_log_has_every_step(tmp_path: Path) -> None:
+    make_loop(tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 19))
+    assert sum(line["kind"] == "val" for line in lines) == 3
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    make_loop(tmp_path).run(max_steps=1)
+    assert (tmp_path / LAST).is_file()
+    with pytest.raises(InvalidRequest, match="another epochs, seed"):
+        make_loop(tmp_path, epochs=4, seed=6).run(resume=True)
+    with pytest.raises(InvalidRequest, match="precision is 'fp8'"):
+        LoopConfig(epochs=1, precision="fp8")
+    with pytest.raises(InvalidRequest, match="epochs must be at least 1"):
+        LoopConfig(epochs=0)
+    with pytest.raises(InvalidRequest, match="monitor 'other' is not there"):
+        make_loop(tmp_path / "other", monitor="other").run()

@@ -1,0 +1,113 @@
+"""The fine-tuning recipe: every option of `vesalius finetune` with its default. Unknown keys are errors (`recipe.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adapters.tasks.classification import NORMAL
+from foundation.errors import InvalidRequest
+from training.augment import AugmentStrength
+
+LOSSES = ("bce", "asymmetric")
+_GENTLE = AugmentStrength(
+    rotate_degrees=7.0, zoom=0.1, shift=0.04, gamma=0.25, contrast=0.2, brightness=0.06, noise=0.015, erase=0.0
+)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which rows, which labels. Empty `labels` means every label of the training rows but "normal".
+
+    where: clauses such as "source=nih_cxr14"; licence_classes: the only ones used, all where empty.
+    patient_balance: 0 draws every film equally often, 1 every patient.
+    """
+
+    where: tuple[str, ...] = ()
+    licence_classes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    multi_label: bool = True
+    patient_balance: float = 0.5
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """first_block: the lowest block that is adapted (negative: from the end); below it features are computed once."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    use_rslora: bool = False
+    first_block: int = 0
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """The prompts the head starts from; without `negatives` only the positive side is used."""
+
+    templates: tuple[str, ...] = ("there is {}", "evidence of {}", "findings consistent with {}")
+    negatives: tuple[str, ...] = ("there is no {}", "no evidence of {}", "without {}")
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """Augmentation. `cached` views of each training film pass the frozen blocks once, the film itself being the first.
+
+    With cached = 0 films are augmented anew in every epoch and pass the whole tower: slower, and more varied.
+    """
+
+    cached: int = 2
+    strength: AugmentStrength = field(default_factory=lambda: _GENTLE)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """max_positive_weight: positives of rare findings count up to this much more (1: no weighting)."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    accumulate: int = 1
+    lora_rate: float = 2e-4
+    head_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    patience: int = 3
+    precision: str = "fp32"
+    loss: str = "bce"
+    max_positive_weight: float = 4.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class CardRecipe:
+    """Words for the adapter's card."""
+
+    description: str = ""
+    licence: str = ""
+    citations: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    name: str
+    task: str = "classification"
+    seed: int = 0
+    data: DataRecipe = field(default_factory=DataRecipe)
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
+    head: HeadRecipe = field(default_factory=HeadRecipe)
+    views: ViewRecipe = field(default_factory=ViewRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    card: CardRecipe = field(default_factory=CardRecipe)
+
+    def __post_init__(self) -> None:
+        if self.training.loss not in LOSSES:
+            known = ", ".join(LOSSES)
+            raise InvalidRequest(f"training.loss is {self.training.loss!r}; choose one of {known}.", param="loss")
+        if not 0.0 <= self.training.label_smoothing < 0.5:
+            raise InvalidRequest("training.label_smoothing must lie from 0 to below 0.5.", param="label_smoothing")
+        if NORMAL in self.data.labels:
+            raise InvalidRequest(
+                f"{NORMAL!r} is the absence of the labels and is derived from them; take it out of data.labels.",
+                param="labels",
+            )
+        if self.views.cached < 0:
+            raise InvalidRequest("views.cached must be 0 or more.", param="cached")

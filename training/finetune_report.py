@@ -1,0 +1,113 @@
+"""What fine-tuning reports: scores of a split with patient-level intervals, beside the base's zero-shot answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.card import AdapterCard, Calibration, Metric
+from adapters.tasks.classification import NORMAL, calibrate
+from training.classification import rankable
+from training.loop import LoopReport
+from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, calibration_error, difference, mean_over
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One split's outputs (N, K), the same of the untrained adapter (zero-shot), and the truth."""
+
+    split: str
+    labels: tuple[str, ...]
+    truth: npt.NDArray[np.float32]
+    logits: Floats
+    zero_shot: Floats
+    patients: Sequence[str]
+    is_multi_label: bool = True
+    resamples: int = 500
+
+    @cached_property
+    def bootstrap(self) -> PatientBootstrap:
+        return PatientBootstrap(self.patients, resamples=self.resamples)
+
+    def metrics(self, calibration: Calibration) -> tuple[Metric, ...]:
+        """AUROC per label, its mean, zero-shot's mean and the gain over it; calibration error; AUROC of "normal"."""
+        probabilities = calibrate(self.logits, calibration, self.is_multi_label)
+        ours = [self._auroc(self.logits, k) for k in range(len(self.labels))]
+        theirs = [self._auroc(self.zero_shot, k) for k in range(len(self.labels))]
+        made = [self._metric("auroc", label, statistic) for label, statistic in zip(self.labels, ours, strict=True)]
+        made += [
+            self._metric("auroc mean", "", mean_over(ours)),
+            self._metric("zero-shot auroc mean", "", mean_over(theirs)),
+            self._metric("gain over zero-shot", "", difference(mean_over(ours), mean_over(theirs))),
+        ]
+        made += [
+            self._metric("calibration error", label, _calibration(probabilities[:, k], self.truth[:, k]))
+            for k, label in enumerate(self.labels)
+        ]
+        if self.is_multi_label:
+            normal = np.prod(1.0 - probabilities, axis=1)
+            is_normal = self.truth.sum(axis=1) == 0
+            made.append(self._metric("auroc", NORMAL, lambda weights: auroc(normal, is_normal, weights)))
+        return tuple(metric for metric in made if math.isfinite(metric.value))
+
+    def mean_auroc(self) -> float:
+        statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]
+        return float(mean_over(statistics)(np.ones((1, len(self.truth))))[0])
+
+    def _auroc(self, logits: Floats, k: int) -> Statistic:
+        scores = rankable(logits, self.is_multi_label)[:, k]
+        return lambda weights: auroc(scores, self.truth[:, k] > 0.5, weights)
+
+    def _metric(self, name: str, label: str, statistic: Statistic) -> Metric:
+        estimate: Estimate = self.bootstrap.estimate(statistic)
+        positives = int(self.truth[:, self.labels.index(label)].sum()) if label in self.labels else None
+        low, high = (None if math.isnan(bound) else round(bound, 4) for bound in (estimate.low, estimate.high))
+        return Metric(name, label, self.split, round(estimate.value, 4), low, high, estimate.level, positives, len(self.truth))
+
+
+def write_report(out: Path, card: AdapterCard, loop: LoopReport, films: Mapping[str, int]) -> None:
+    """OUT/report.json and OUT/report.md."""
+    content = {
+        "adapter": card.name,
+        "base": asdict(card.base),
+        "films": dict(films),
+        "training": asdict(loop),
+        "metrics": [asdict(metric) for metric in card.metrics],
+        "recipe": dict(card.recipe),
+    }
+    (out / "report.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(_markdown(card, loop, films), encoding="utf-8")
+
+
+def _markdown(card: AdapterCard, loop: LoopReport, films: Mapping[str, int]) -> str:
+    lines = [
+        f"# {card.name}",
+        "",
+        f"{card.description}".strip(),
+        "",
+        f"Base {card.base.name}; films: {', '.join(f'{count} {split}' for split, count in films.items())}. "
+        f"Best epoch {loop.best_epoch + 1} of {len(loop.history)} run, {loop.steps} steps, {loop.seconds:.0f} s. "
+        "Validation picked the epoch, and calibrated.",
+        "",
+        "| split | measure | label | value (95 %, by patient) | positives |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in card.metrics:
+        bounds = "" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})"
+        positives = "" if metric.positives is None else str(metric.positives)
+        lines.append(f"| {metric.split} | {metric.name} | {metric.label} | {metric.value:.3f}{bounds} | {positives} |")
+    lines += ["", *(f"- {limit}" for limit in card.limits)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _calibration(probabilities: Floats, truth: npt.NDArray[np.float32]) -> Statistic:
+    return lambda weights: calibration_error(probabilities, truth, weights)

@@ -1,0 +1,446 @@
+"""Teaches the decoder to say what is stated and to look where nothing is stated.
+
+    frozen image tower -> patch tokens of phantoms and training films, once, in float16 memory
+    conversations.py   -> questions and true answers, fresh in every step
+    loss               -> the answers' tokens alone
+
+The run is a pure function of recipe and checkpoint: each step draws from its own random stream, so a resumed run writes
+the same conversations as one that never stopped. Progress goes to `log` and
+to tensorboard in the work folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foundation.decoder import Decoder, DecoderShape
+from foundation.errors import InvalidRequest, ManifestError
+from foundation.lexicon import FINDINGS
+from foundation.prompt import FindingState, Turn, findings_text
+from foundation.questions import interpret_question
+from training.conversations import FilmFacts, conversation, film_facts, phantom_facts
+from training.corpus import training_rows
+
+if TYPE_CHECKING:
+    from foundation.backbone import Backbone
+
+Log = Callable[[str], None]
+_HELD_OUT_SEED = 9_000_000  # phantoms from here on are never trained on
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """How the decoder is built and taught."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    key_value_heads: int = 2
+    mlp_width: int = 512
+    context: int = 1024
+    phantoms: int = 5000
+    films: int = 2000
+    held_out: int = 200
+    steps: int = 1500
+    batch: int = 20
+    turns: int = 4
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 80
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("phantoms", "held_out", "steps", "batch", "turns"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} is {getattr(self, name)}; give 1 or more.", param=name)
+
+    def shape(self, image_width: int, vocab_size: int) -> DecoderShape:
+        return DecoderShape(
+            image_width,
+            vocab_size,
+            self.width,
+            self.layers,
+            self.heads,
+            self.key_value_heads,
+            self.mlp_width,
+            self.context,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FilmBank:
+    """Patch tokens (F, N, D) float16, and of each film either a phantom's exact findings or a real film's labels."""
+
+    tokens: Tensor
+    findings: tuple[tuple[FindingState, ...] | None, ...]
+    labels: tuple[tuple[str, ...], ...]
+
+    def facts(self, index: int, rng: random.Random) -> FilmFacts:
+        exact = self.findings[index]
+        return film_facts(rng, self.labels[index]) if exact is None else phantom_facts(rng, exact)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Sequences ready for the model: ids (B, T), where answers are to be learned (B, T), patch tokens (B, N, D)."""
+
+    ids: Tensor
+    is_answer: Tensor
+    tokens: Tensor
+    kinds: tuple[tuple[str, ...], ...]  # what each question asked, in order
+
+
+def train_decoder(
+    folder: Path,
+    recipe: DecoderRecipe,
+    *,
+    manifest: Path | None = None,
+    work: Path | None = None,
+    start: Path | None = None,
+    max_steps: int | None = None,
+    log: Log = print,
+) -> Path:
+    """Teach a decoder for the checkpoint in `folder` and save it there (`decoder/`, projector); returns the folder.
+
+    `manifest` adds real training films and people's questions; without it the lessons are phantoms only. `work` keeps
+    the state to resume from. `start` is a folder whose decoder, taught with another image tower, lends its language
+    model; the projector begins anew.
+    """
+    from foundation.checkpoint import open_checkpoint
+
+    work = work or folder / ".instruct"
+    work.mkdir(parents=True, exist_ok=True)
+    backbone = open_checkpoint(str(folder)).backbone
+    bank = _bank(backbone, recipe, manifest, work, log)
+    tested = phantom_bank(backbone, recipe.held_out, _HELD_OUT_SEED)
+    decoder = _new_decoder(backbone, recipe, folder / "tokenizer.json", bank)
+    if start is not None:
+        decoder.model.load_state_dict(Decoder.load(start).model.state_dict())
+    teacher = Teacher(decoder, recipe, bank, people_questions(manifest), work, log)
+    teacher.train(max_steps or recipe.steps)
+    decoder.save(folder)
+    report = examine(decoder, tested, recipe)
+    (work / "decoder_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    log(f"decoder: {report}")
+    return folder
+
+
+class Teacher:
+    """Decoder, optimiser and their place in the course."""
+
+    def __init__(
+        self, decoder: Decoder, recipe: DecoderRecipe, bank: FilmBank, questions: Sequence[str], work: Path, log: Log
+    ) -> None:
+        self.decoder, self.recipe, self.bank, self.questions = decoder, recipe, bank, questions
+        self.work, self.log = work, log
+        self.step = 0
+        matrices = [p for p in decoder.parameters() if p.ndim > 1]
+        vectors = [p for p in decoder.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+        self._resume()
+
+    def train(self, until: int) -> None:
+        """Steps up to `until`; the learning rate follows the whole recipe."""
+        began, first = time.monotonic(), self.step
+        board = _tensorboard(self.work)
+        self.decoder.train()
+        while self.step < until:
+            loss = self._step()
+            self.step += 1
+            if board:
+                board.add_scalar("decoder/loss", loss, self.step)
+            if self.step % 25 == 0 or self.step == until:
+                pace = (time.monotonic() - began) / (self.step - first)
+                left = pace * (until - self.step)
+                self.log(f"decoder step {self.step}/{self.recipe.steps} loss {loss:.4f} ({left:.0f} s left)")
+            if self.step % 100 == 0 or self.step == until:
+                self._save()
+        self.decoder.eval()
+        if board:
+            board.close()
+
+    def _step(self) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        lesson = write_lesson(self.decoder, self.bank, self.recipe, self.step, self.questions)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, targets = answer_logits(self.decoder, lesson)
+        loss = F.cross_entropy(logits.float(), targets)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        self.optimiser.step()
+        return float(loss.detach())
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps)))
+        return self.recipe.learning_rate * warm * (0.03 + 0.97 * fall)
+
+    def _fingerprint(self) -> str:
+        return json.dumps([asdict(self.recipe), list(self.bank.tokens.shape), len(self.questions)], sort_keys=True)
+
+    def _save(self) -> None:
+        state = {
+            "fingerprint": self._fingerprint(),
+            "step": self.step,
+            "decoder": self.decoder.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        partial = self.work / "decoder_resume.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.work / "decoder_resume.pt")
+
+    def _resume(self) -> None:
+        file = self.work / "decoder_resume.pt"
+        if not file.exists():
+            return
+        state = torch.load(file, weights_only=True)
+        if state["fingerprint"] != self._fingerprint():
+            raise InvalidRequest(f"{file.name} belongs to another recipe; give a new work folder.", param="work")
+        self.decoder.load_state_dict(state["decoder"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+        self.log(f"decoder: going on from step {self.step}")
+
+
+def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:
+    """The conversations of one step; the same step is always the same lesson."""
+    rng = random.Random(recipe.seed * 1_000_003 + step)
+    rows = [rng.randrange(len(bank)) for _ in range(recipe.batch)]
+    dialogues = [(bank.facts(row, rng), row) for row in rows]
+    return lesson_of(
+        decoder, bank, [(row, facts, conversation(rng, facts, recipe.turns, questions)) for facts, row in dialogues]
+    )
+
+
+def lesson_of(
+    decoder: Decoder, bank: FilmBank, dialogues: Sequence[tuple[int, FilmFacts, Sequence[tuple[Turn, Turn]]]]
+) -> Lesson:
+    """Tokenise dialogues about films of the bank, padded to the longest."""
+    image_tokens = bank.tokens.shape[1]
+    rows = [_sequence(decoder, facts, pairs, image_tokens) for _, facts, pairs in dialogues]
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), decoder.tokenizer.special_ids["[PAD]"])
+    is_answer = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, (tokens, answers) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        is_answer[row, : len(tokens)] = torch.tensor(answers)
+    kinds = tuple(tuple(_kind(pairs, turn) for turn in range(len(pairs))) for _, _, pairs in dialogues)
+    return Lesson(ids, is_answer, bank.tokens[[index for index, _, _ in dialogues]], kinds)
+
+
+def _sequence(
+    decoder: Decoder, facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]], image_tokens: int
+) -> tuple[list[int], list[bool]]:
+    """(ids, which of them are answers): the prompt the server would build before each answer, then the answer."""
+    turns: list[Turn] = []
+    ids: list[int] = []
+    is_answer: list[bool] = []
+    with_hints = sum(len(asked.text) for asked, _ in pairs) % 7 != 0  # one dialogue in seven goes without
+    for asked, answered in pairs:
+        turns.append(asked)
+        prompt = decoder.tokenizer.prompt(turns, findings_text(facts.stated), image_tokens, with_hints=with_hints)
+        is_answer += [False] * (len(prompt) - len(ids))
+        said = [*decoder.tokenizer.encode_plain(answered.text), decoder.end_id]
+        ids = prompt + said
+        is_answer += [True] * len(said)
+        turns.append(answered)
+    return ids, is_answer
+
+
+def _kind(pairs: Sequence[tuple[Turn, Turn]], turn: int) -> str:
+    earlier = [asked.text for asked, _ in pairs[:turn]]
+    return interpret_question(pairs[turn][0].text, earlier).kind
+
+
+def answer_logits(decoder: Decoder, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """(logits (A, V), target ids (A,)) of all answer tokens of the lesson, row by row."""
+    embedded = decoder.model.get_input_embeddings()(lesson.ids)
+    is_image = lesson.ids == decoder.image_id
+    projected = decoder.projector(lesson.tokens.float())
+    embedded = embedded.masked_scatter(is_image[..., None], projected.to(embedded.dtype))
+    hidden = decoder.model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    said = lesson.is_answer[:, 1:]
+    return decoder.model.lm_head(hidden[:, :-1][said]), lesson.ids[:, 1:][said]
+
+
+@torch.inference_mode()
+def examine(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe) -> dict[str, float]:
+    """Share of answers the decoder would give word for word (greedy), by kind of question, on films it never saw.
+
+    "place seen" counts the location questions whose side is not stated in the prompt: only the picture tells.
+    """
+    decoder.eval()
+    asked, right = Counter[str](), Counter[str]()
+    size = min(recipe.batch, len(bank))
+    for number, start in enumerate(range(0, len(bank) - size + 1, size)):
+        rng = random.Random(77_000 + number)
+        rows = range(start, start + size)
+        dialogues = []
+        for row in rows:
+            facts = bank.facts(row, rng)
+            dialogues.append((row, facts, conversation(rng, facts, recipe.turns)))
+        lesson = lesson_of(decoder, bank, dialogues)
+        logits, targets = answer_logits(decoder, lesson)
+        verdicts = _whole_answers(logits.argmax(1) == targets, targets, decoder.end_id)
+        labels = [label for dialogue in dialogues for label in _labels_of(dialogue[1], dialogue[2])]
+        for label, is_right in zip(labels, verdicts, strict=True):
+            asked[label] += 1
+            right[label] += is_right
+    shares = {label: round(right[label] / count, 4) for label, count in sorted(asked.items())}
+    return {**shares, "all": round(right.total() / max(1, asked.total()), 4), "answers": asked.total()}
+
+
+def _labels_of(facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]]) -> list[str]:
+    labels: list[str] = []
+    for turn in range(len(pairs)):
+        earlier = [asked.text for asked, _ in pairs[:turn]]
+        intent = interpret_question(pairs[turn][0].text, earlier)
+        stated = next((state for state in facts.stated or () if state.name == intent.finding), None)
+        known = facts.known(intent.finding) if intent.finding else None
+        is_seen = intent.kind == "location" and stated is not None and known is not None
+        hidden = is_seen and known is not None and stated is not None and bool(known.side) and not stated.side
+        labels.append("place seen" if hidden else intent.kind)
+    return labels
+
+
+def _whole_answers(is_right: Tensor, targets: Tensor, end_id: int) -> list[bool]:
+    """One verdict an answer; answers lie one behind the other, each ending with `end_id`."""
+    verdicts, begin = [], 0
+    for end in (targets == end_id).nonzero().flatten().tolist():
+        verdicts.append(bool(is_right[begin : end + 1].all()))
+        begin = end + 1
+    return verdicts
+
+
+# Films and their features
+
+
+def _bank(backbone: Backbone, recipe: DecoderRecipe, manifest: Path | None, work: Path, log: Log) -> FilmBank:
+    began = time.monotonic()
+    banks = [phantom_bank(backbone, recipe.phantoms, recipe.seed * 100_000)]
+    if manifest is not None and recipe.films:
+        banks.append(film_bank(backbone, manifest, recipe.films, recipe.seed))
+    bank = FilmBank(
+        torch.cat([part.tokens for part in banks]),
+        tuple(item for part in banks for item in part.findings),
+        tuple(item for part in banks for item in part.labels),
+    )
+    log(f"decoder: patch tokens {tuple(bank.tokens.shape)} in {time.monotonic() - began:.0f} s")
+    return bank
+
+
+def phantom_bank(backbone: Backbone, count: int, first_seed: int) -> FilmBank:
+    """Phantoms `first_seed` .. and their exact findings; devices, which the decoder does not speak of, are left out."""
+    from foundation.phantom import make_phantom
+
+    films, findings = [], []
+    for seed in range(first_seed, first_seed + count):
+        phantom = make_phantom(seed, backbone.contract.size)
+        films.append(np.repeat(phantom.film[..., None], 3, axis=2))
+        findings.append(
+            tuple(
+                FindingState(one.name, 1.0, True, one.side or None, one.zone or None, one.severity or None)
+                for one in phantom.findings
+                if one.name in FINDINGS
+            )
+        )
+    labels = tuple(tuple(state.name for state in states) for states in findings)
+    return FilmBank(encode_films(backbone, films), tuple(findings), labels)
+
+
+def film_bank(backbone: Backbone, manifest: Path, count: int, seed: int) -> FilmBank:
+    """Real training films whose findings are labelled, those with a finding first, in an order of the seed."""
+    from foundation.preprocess import render
+    from foundation.readers import read_film
+
+    rows = [row for row in training_rows(manifest) if row["source"] == "nih_cxr14"]
+    if not rows:
+        raise ManifestError(f"{manifest.name} has no training row of nih_cxr14; train without a manifest.")
+    random.Random(seed).shuffle(rows)
+    rows.sort(key=lambda row: row["labels"] == ["normal"])
+    split = min(len(rows), round(count * 0.8))
+    chosen = rows[:split] + rows[len(rows) - (count - split) :] if count < len(rows) else rows
+    films, labels = [], []
+    for row in chosen:
+        data = (manifest.parent / str(row["image"])).read_bytes()
+        films.append(render(read_film(data), backbone.contract))
+        labels.append(tuple(str(label) for label in cast(list[str], row["labels"]) if label in FINDINGS))
+    return FilmBank(encode_films(backbone, films), (None,) * len(films), tuple(labels))
+
+
+@torch.inference_mode()
+def encode_films(backbone: Backbone, films: Sequence[Any], batch: int = 32) -> Tensor:
+    """Films (S, S, 3) uint8 -> patch tokens (F, N, D) float16."""
+    from foundation.preprocess import normalise
+
+    parts = []
+    for start in range(0, len(films), batch):
+        pixels = np.stack([normalise(film, backbone.contract) for film in films[start : start + batch]])
+        parts.append(backbone.encode_image(torch.from_numpy(pixels)).tokens.half())
+    return torch.cat(parts)
+
+
+def people_questions(manifest: Path | None) -> tuple[str, ...]:
+    """What clinicians asked of chest films (vqa_rad, training rows): phrasings only, their answers are not used."""
+    if manifest is None:
+        return ()
+    asked = {
+        str(item["question"]).strip()
+        for row in training_rows(manifest)
+        if row["source"] == "vqa_rad"
+        for item in cast(list[dict[str, str]], row.get("qa") or [])
+    }
+    return tuple(sorted(text for text in asked if len(text) < 90))
+
+
+def _new_decoder(backbone: Backbone, recipe: DecoderRecipe, tokenizer_file: Path, bank: FilmBank) -> Decoder:
+    """Random weights, token embeddings from the text tower where they fit, and a projector that first standardises."""
+    from foundation.prompt import PromptTokenizer
+
+    torch.manual_seed(recipe.seed)
+    shape = recipe.shape(backbone.width, PromptTokenizer(tokenizer_file).vocab_size)
+    decoder = Decoder.create(shape, tokenizer_file)
+    known = getattr(getattr(backbone.text_tower, "encoder", None), "token_embedding", None)
+    table = decoder.model.get_input_embeddings().weight
+    if known is not None and known.weight.shape == table.shape:
+        table.data.copy_(known.weight.data.float() * (0.02 / known.weight.float().std()))
+        table.data[:11].normal_(0, 0.02)  # special tokens mean nothing to the text tower
+    standardise_input(decoder, bank.tokens)
+    return decoder
+
+
+def standardise_input(decoder: Decoder, tokens: Tensor) -> None:
+    """Fold the mean and deviation of each patch-token channel into the projector's first layer."""
+    sample = tokens[:512].float().flatten(0, 1)
+    mean, deviation = sample.mean(0), sample.std(0).clamp_min(1e-4)
+    first = decoder.projector.linear_1
+    with torch.no_grad():
+        first.weight.normal_(0, first.in_features**-0.5).div_(deviation)
+        first.bias.copy_(-first.weight @ mean)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,56 @@
+"""Plots of a report as PNG bytes: reliability curves and intervals beside one another. Draws without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.metrics import Estimate, ReliabilityCurve
+from training.report import Plot
+
+DOTS_PER_INCH = 110
+
+
+def reliability_plot(name: str, title: str, curves: Mapping[str, ReliabilityCurve]) -> Plot:
+    """Observed frequency over mean predicted probability; on the diagonal a probability means what it says."""
+    figure, axes = _figure(5.2, 4.6)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
+    for label, curve in curves.items():
+        axes.plot(curve.predicted, curve.observed, marker="o", markersize=3, linewidth=1, label=label)
+    axes.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.legend(fontsize=6, ncols=2, loc="upper left", frameon=False)
+    return Plot(name, title, _png(figure))
+
+
+def interval_plot(name: str, title: str, labels: Sequence[str], by: Mapping[str, Sequence[Estimate]]) -> Plot:
+    """One row a label, one mark a model, whiskers over the 95 % interval. by: model -> an estimate for each label."""
+    figure, axes = _figure(7.0, 1.2 + 0.34 * len(labels))
+    for place, (model, estimates) in enumerate(by.items()):
+        offset = (place - (len(by) - 1) / 2) * 0.22
+        shown = [(row + offset, one) for row, one in enumerate(estimates) if one.value == one.value]
+        values = [one.value for _, one in shown]
+        reach = [[max(0.0, one.value - one.low) if one.low == one.low else 0.0 for _, one in shown]]
+        reach += [[max(0.0, one.high - one.value) if one.high == one.high else 0.0 for _, one in shown]]
+        axes.errorbar(values, [row for row, _ in shown], xerr=reach, fmt="o", markersize=4, linewidth=1, label=model)
+    axes.axvline(0.5, color="0.7", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="AUROC (95 % interval, patients resampled)", title=title)
+    axes.legend(fontsize=7, loc="lower left", frameon=False)
+    return Plot(name, title, _png(figure))
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Any) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()

@@ -1,0 +1,161 @@
+"""What frozen things make of the training films, computed once and memory-mapped from a cache folder.
+
+    film_cache(paths)   (N, S, S, C) uint8      each film as the one preprocess renders it, C = 1 where all are grey
+    TrunkCache          (N, V, T, D) float16    V views of each film after the blocks below the first adapted one
+
+Both are found again by a digest over all that went into them, so a second run starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from foundation.errors import InvalidRequest
+from foundation.preprocess import InputContract, render
+from foundation.readers import read_film
+from foundation.towers import ImageTower, TrunkState
+from training.augment import AugmentStrength, augment
+
+Item = TypeVar("Item")
+
+
+def film_cache(
+    paths: Sequence[Path], contract: InputContract, folder: Path, *, is_quiet: bool = False
+) -> npt.NDArray[np.uint8]:
+    """The films as the model sees them before normalisation, memory-mapped read-only."""
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    target = folder / f"films-{_digest('films', asdict(contract), stamps)}.npy"
+    if not target.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _render_all(paths, contract, target, 1, is_quiet)
+        except _ColourError:
+            _render_all(paths, contract, target, 3, is_quiet)
+    return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def to_pixels(films: npt.NDArray[np.uint8] | Tensor, contract: InputContract) -> Tensor:
+    """(B, S, S, C) uint8, or (B, C, S, S) float in 0..1 -> normalised (B, 3, S, S), as `preprocess.normalise` does."""
+    values = films if isinstance(films, Tensor) else _to_unit(films)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (contract.mean, contract.std))
+    return (values.expand(-1, 3, -1, -1) - mean) / std
+
+
+def augmented_pixels(films: npt.NDArray[np.uint8], contract: InputContract, strength: AugmentStrength, seed: int) -> Tensor:
+    """(B, S, S, C) uint8 -> normalised (B, 3, S, S) of one augmented view each; the same seed gives the same views."""
+    values = _to_unit(films)
+    channels = [  # the same seed for each channel: a colour film is moved as one
+        augment(values[:, c : c + 1], contract.size, strength, torch.Generator().manual_seed(seed))
+        for c in range(values.shape[1])
+    ]
+    return to_pixels(torch.cat(channels, dim=1), contract)
+
+
+@dataclass(frozen=True, eq=False)
+class TrunkCache:
+    """hidden (N, V, T, D) before block `first_block`, on a grid of (h, w); view 0 is the film itself."""
+
+    hidden: npt.NDArray[np.float16]
+    grid: tuple[int, int]
+    first_block: int
+
+    def state(self, films: Sequence[int], views: Sequence[int]) -> Tensor:
+        """(B, T, D) float16 for pairs of film and view."""
+        return torch.from_numpy(self.hidden[list(films), list(views)])
+
+    @classmethod
+    @torch.inference_mode()
+    def build(
+        cls,
+        tower: ImageTower,
+        fingerprint: str,
+        films: npt.NDArray[np.uint8],
+        contract: InputContract,
+        folder: Path,
+        *,
+        first_block: int,
+        views: int,
+        strength: AugmentStrength,
+        seed: int,
+        precision: str = "fp32",
+        is_quiet: bool = False,
+        batch_size: int = 32,
+    ) -> TrunkCache:
+        """Run every view of every film through the frozen blocks, or find the result of an earlier run."""
+        source = Path(str(getattr(films, "filename", "") or "")).name or _digest(films.tobytes())
+        made_of = (fingerprint, source, asdict(contract), first_block, views, asdict(strength), seed, precision)
+        target = folder / f"trunk-{_digest('trunk', *made_of)}.npy"
+        device = next(tower.parameters()).device
+
+        def run(pixels: Tensor) -> TrunkState:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                return tower.run(tower.embed(pixels.to(device)), 0, first_block)
+
+        probe = run(to_pixels(films[:1], contract))
+        if not target.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            shape = (len(films), views, *probe.hidden.shape[1:])
+            partial = target.with_suffix(".partial.npy")
+            hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
+                chunk = np.asarray(films[start : start + batch_size])
+                for view in range(views):
+                    own_seed = int(_digest(seed, start, view), 16) % 2**62
+                    pixels = to_pixels(chunk, contract)
+                    if view:
+                        pixels = augmented_pixels(chunk, contract, strength, own_seed)
+                    values = run(pixels).hidden.float().cpu().numpy()
+                    if not np.abs(values).max() < np.finfo(np.float16).max:
+                        raise InvalidRequest(
+                            "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
+                            param="cached",
+                        )
+                    hidden[start : start + len(chunk), view] = values
+            hidden.flush()
+            partial.rename(target)
+        return cls(np.load(target, mmap_mode="r"), probe.grid, first_block)
+
+
+class _ColourError(Exception):
+    """A film is not grey; the cache needs three channels."""
+
+
+def _render_all(paths: Sequence[Path], contract: InputContract, target: Path, channels: int, is_quiet: bool) -> None:
+    partial = target.with_suffix(".partial.npy")
+    shape = (len(paths), contract.size, contract.size, channels)
+    films = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    for index, path in enumerate(_track(paths, "reading films", is_quiet)):
+        film = render(read_film(path.read_bytes()), contract)
+        if channels == 1 and (film != film[..., :1]).any():
+            raise _ColourError
+        films[index] = film[..., :channels]
+    films.flush()
+    partial.rename(target)
+
+
+def _to_unit(films: npt.NDArray[np.uint8]) -> Tensor:
+    """(B, S, S, C) uint8 -> (B, C, S, S) float32 in 0..1."""
+    return torch.from_numpy(np.array(films.transpose(0, 3, 1, 2), order="C")).float() / 255
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, default=str).encode())
+    return digest.hexdigest()[:24]
+
+
+def _track(items: Sequence[Item], words: str, is_quiet: bool) -> Iterable[Item]:
+    return track(items, description=words, console=Console(stderr=True), disable=is_quiet, total=len(items))
