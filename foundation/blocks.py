@@ -172,7 +172,11 @@ def block_from_open_clip(source: Any) -> Block:
     assert attention.batch_first
     return Block(
         norm1=source.ln_1,
-        attn=Attention(linear_from(attention.in_proj_weight, attention.in_proj_bias), attention.out_proj, attention.num_heads),
+        attn=Attention(
+            linear_from(attention.in_proj_weight, attention.in_proj_bias),
+            linear_from(attention.out_proj.weight, attention.out_proj.bias),
+            attention.num_heads,
+        ),
         ls1=source.ls_1,
         norm2=source.ln_2,
         mlp=Mlp(source.mlp.c_fc, source.mlp.gelu, source.mlp.c_proj),
