@@ -61,7 +61,14 @@ def tiny_config(layout: str, vocab_size: int, eos_id: int) -> dict[str, Any]:
     native = {"vocab_size": vocab_size, "width": 32, "heads": 2, "layers": 2, "hf_tokenizer_name": "tokenizer"}
     model_cfgs: dict[str, dict[str, Any]] = {
         "open_clip": {
-            "vision_cfg": {"image_size": 64, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16},
+            "vision_cfg": {
+                "image_size": 64,
+                "layers": 4,
+                "width": 32,
+                "head_width": 16,
+                "patch_size": 16,
+                "ls_init_value": 0.5,
+            },
             "text_cfg": {**native, "context_length": 24, "pool_type": "eos", "eos_id": eos_id},
         },
         "visformer": {
