@@ -43,6 +43,40 @@ class ChannelAffine(nn.Module):
         return x * self.weight + self.bias
 
 
+class PatchConv2d(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as one linear map over the patches; same names, same numbers.
+
+    NOTE: the plain one returns noise in bfloat16 for 16 input channels and 4x4 kernels (visformer_tiny's first patches)
+    on CPUs with AMX: oneDNN, as of torch 2.15, reads every second weight from the wrong place. Its backward does not,
+    so training under autocast through it never learns.
+    """
+
+    @classmethod
+    def around(cls, source: nn.Conv2d) -> PatchConv2d:
+        """The same weights, shared."""
+        made = cls(source.in_channels, source.out_channels, source.kernel_size, source.stride, bias=False, device="meta")  # type: ignore[arg-type]
+        made.weight, made.bias = source.weight, source.bias
+        return made.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / k, W / k); H and W must be multiples of k."""
+        B, C, H, W = x.shape
+        rows, columns = self.kernel_size
+        patches = x.reshape(B, C, H // rows, rows, W // columns, columns).permute(0, 2, 4, 1, 3, 5)
+        made = F.linear(patches.reshape(B, H // rows, W // columns, -1), self.weight.flatten(1), self.bias)
+        return made.permute(0, 3, 1, 2)
+
+
+def use_patch_convolutions(module: nn.Module) -> None:
+    """Replace, in place, every convolution whose stride is its kernel; names in the state dict do not change."""
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Conv2d and child.stride == child.kernel_size != (1, 1):
+            if child.padding == (0, 0) and child.dilation == (1, 1) and child.groups == 1:
+                setattr(module, name, PatchConv2d.around(child))
+        else:
+            use_patch_convolutions(child)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, D)."""
 
@@ -138,7 +172,11 @@ def block_from_open_clip(source: Any) -> Block:
     assert attention.batch_first
     return Block(
         norm1=source.ln_1,
-        attn=Attention(linear_from(attention.in_proj_weight, attention.in_proj_bias), attention.out_proj, attention.num_heads),
+        attn=Attention(
+            linear_from(attention.in_proj_weight, attention.in_proj_bias),
+            linear_from(attention.out_proj.weight, attention.out_proj.bias),
+            attention.num_heads,
+        ),
         ls1=source.ls_1,
         norm2=source.ln_2,
         mlp=Mlp(source.mlp.c_fc, source.mlp.gelu, source.mlp.c_proj),

@@ -66,9 +66,9 @@ class Passport:
             odd = sorted(names ^ set(record)) if isinstance(record, dict) else ["(not an object)"]
             raise CheckpointRefused(f"`{PASSPORT_FILE}` has missing or unknown fields: {', '.join(odd)}. Write it anew.")
         try:
-            smoke = SmokeVector(
-                tuple(record["smoke"]["image"]), tuple(record["smoke"]["text"]), float(record["smoke"]["tolerance"])
-            )
+            stated = record["smoke"]
+            image, text = (tuple(float(number) for number in stated[name]) for name in ("image", "text"))
+            smoke = SmokeVector(image, text, float(stated["tolerance"]))
             contract = record["preprocessing"]
             contract = InputContract(**{**contract, "mean": tuple(contract["mean"]), "std": tuple(contract["std"])})
         except (TypeError, KeyError, ValueError) as error:

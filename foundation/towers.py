@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from foundation.blocks import ChannelAffine, block_from_open_clip, block_from_visformer
+from foundation.blocks import ChannelAffine, PatchConv2d, block_from_open_clip, block_from_visformer
 from foundation.errors import CheckpointRefused
 
 ADAPTABLE = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # the linear maps of an image block that LoRA adapts
@@ -162,7 +162,7 @@ class Downsample(nn.Module):
 
     def __init__(self, patch_embed: Any, position: nn.Parameter | None) -> None:
         super().__init__()
-        self.conv = _fused(patch_embed.proj, patch_embed.norm)
+        self.conv = PatchConv2d.around(_fused(patch_embed.proj, patch_embed.norm))
         self.position = position
 
     def forward(self, x: Tensor) -> Tensor:
