@@ -7,8 +7,10 @@ given, so that a resumed run sees the same films. No horizontal flip: left and r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +44,44 @@ def augment(films: Tensor, size: int, strength: AugmentStrength, generator: torc
         sigma = strength.noise * _uniform(generator, films.shape[0], 0.0, 1.0).view(-1, 1, 1, 1)
         films = films + sigma * torch.randn(films.shape, generator=generator)
     return films.clamp(0.0, 1.0)
+
+
+def mirror(
+    films: Tensor, targets: Tensor, target_names: Sequence[str], probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Films (B, 1, H, W) mirrored with `probability`; the targets (B, K) whose name ends in left and right change places."""
+    other = {"left": "right", "right": "left"}
+    places = {name: column for column, name in enumerate(target_names)}
+    swapped = [
+        places.get(f"{name.rpartition(' ')[0]} {other[name.rpartition(' ')[2]]}", column)
+        if name.rpartition(" ")[2] in other
+        else column
+        for column, name in enumerate(target_names)
+    ]
+    chosen = torch.rand(films.shape[0], generator=generator) < probability
+    films, targets = films.clone(), targets.clone()
+    films[chosen] = films[chosen].flip(-1)
+    targets[chosen] = targets[chosen][:, swapped]
+    return films, targets
+
+
+def mix(
+    films: Tensor, targets: Tensor, streams: Sequence[str], strength: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each film (B, 1, H, W) blended with another of its stream, targets (B, K) alike (mixup, Zhang 2018).
+
+    The share is drawn from Beta(strength, strength). Only films of one stream are blended: across streams little is
+    known of both, and what is unknown of either is unknown of the blend.
+    """
+    partner = torch.arange(len(streams))
+    for stream in set(streams):
+        members = torch.tensor([i for i, name in enumerate(streams) if name == stream])
+        partner[members] = members[torch.randperm(len(members), generator=generator)]
+    random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    share = torch.from_numpy(random.beta(strength, strength, len(streams)).astype(np.float32))
+    share = torch.maximum(share, 1 - share)
+    pixels, values = share.view(-1, 1, 1, 1), share.view(-1, 1)
+    return films * pixels + films[partner] * (1 - pixels), targets * values + targets[partner] * (1 - values)
 
 
 def to_lower_resolution(films: Tensor, pixels: int) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from foundation.blocks import use_patch_convolutions
 from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import objectives
@@ -39,7 +40,7 @@ class ModelRecipe:
     text_folder: str
     mean: float = 0.5
     std: float = 0.25
-    drop_path: float = 0.05
+    drop_path: float = 0.1
 
 
 class Learner(nn.Module):
@@ -91,6 +92,7 @@ def build_visual(recipe: ModelRecipe, size: int) -> Any:
     visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
     visual.trunk = timm.create_model(recipe.timm_name, img_size=size, drop_path_rate=recipe.drop_path)
     visual.trunk.reset_classifier(0, global_pool="avg")
+    use_patch_convolutions(visual.trunk)
     return visual.to(memory_format=torch.channels_last)
 
 

@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.errors import InvalidRequest
 from training import datasets, objectives
-from training.augment import AugmentStrength, augment, to_lower_resolution
+from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
 from training.recipe import read_recipe
@@ -55,6 +56,8 @@ class StageRecipe:
     objectives: dict[str, float]
     schedule: str = "constant"  # constant | cosine | linear (both to zero), always after a short warm-up
     hide_resolution: float = 0.0  # probability that a film kept at more than 160 px is shown as if kept at 128
+    flip: float = 0.0  # probability that a film is mirrored, its left and right targets exchanged; not with text
+    mix: float = 0.0  # Beta(mix, mix) share of a second film of the same stream (Zhang 2018); not with text
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,10 @@ class PretrainRecipe:
     seed: int = 1
     batch: int = 64
     weight_decay: float = 0.05
+    average: float = 0.997  # decay of the averaged weights, which are validated and kept (Polyak)
+    validate_every: int = 25_600  # films
     save_every_s: float = 240.0
-    is_bf16: bool = False  # NOTE: on CPU, bf16 gradients of convolutional towers did not agree with float32 (docs/log.md)
+    is_bf16: bool = True
     augment: AugmentStrength = field(default_factory=AugmentStrength)
 
 
@@ -77,6 +82,11 @@ class Pretraining:
 
     def __init__(self, recipe: PretrainRecipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
+        for stage in recipe.stage:
+            if (stage.flip or stage.mix) and _needs_text(stage):
+                raise InvalidRequest(
+                    f"Stage {stage.name!r} has text, which says left and right: set its flip and mix to 0.", param="stage"
+                )
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
             raise InvalidRequest(
@@ -93,7 +103,7 @@ class Pretraining:
 
     def table(self, split: str, size: int) -> datasets.FilmTable:
         if (split, size) not in self.tables:
-            self.tables.clear()
+            self.tables = {key: table for key, table in self.tables.items() if key[1] == size}
             cache = Path(self.recipe.data.cache)
             count = self.recipe.data.phantoms if split == "train" else 400
             first = 0 if split == "train" else 10_000_000
@@ -102,12 +112,13 @@ class Pretraining:
             self.tables[split, size] = datasets.join([real, made], MASK_GRID)
         return self.tables[split, size]
 
-    def run(self) -> Path:
+    def run(self, stages: int | None = None) -> Path:
+        """All stages, or the first `stages` of them; goes on where a stopped run was saved."""
         from torch.utils.tensorboard import SummaryWriter
 
         place = self._read_place()
         with SummaryWriter(str(self.out / "tensorboard")) as board:
-            for index in range(place["stage"], len(self.recipe.stage)):
+            for index in range(place["stage"], min(len(self.recipe.stage), stages or len(self.recipe.stage))):
                 step = place["step"] if index == place["stage"] else 0
                 self._run_stage(index, step, board)
         return self.out
@@ -119,8 +130,10 @@ class Pretraining:
         table = self.table("train", stage.size)
         learner = self._learner(index, table)
         optimizer = self._optimizer(learner, stage)
+        averaged = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
         if first_step:
             self._load_optimizer(optimizer, learner)
+            averaged.load_state_dict(load_file(self.out / "averaged.safetensors"))
         sampler = datasets.StreamSampler(table, recipe.data.streams, recipe.batch, recipe.seed * 1000 + index)
         text = self._text if _needs_text(stage) else None
         prompts = self._prompts if _needs_text(stage) else None
@@ -142,6 +155,7 @@ class Pretraining:
             nn.utils.clip_grad_norm_(learner.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            averaged.update_parameters(learner)
             for name, part in parts.items():
                 losses[name] = 0.98 * losses.get(name, float(part.detach())) + 0.02 * float(part.detach())
             if step % 50 == 0 or step == steps - 1:
@@ -151,13 +165,22 @@ class Pretraining:
                 for name, value in losses.items():
                     board.add_scalar(f"{stage.name}/{name}", value, step)
             if time.monotonic() - saved > recipe.save_every_s:
-                self._save(learner, optimizer, index, step + 1)
+                self._save(learner, averaged, optimizer, index, step + 1)
                 saved = time.monotonic()
-        self._save(learner, None, index + 1, 0)
-        scores = self.validate(learner, stage.size)
-        print(f"{stage.name} done  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
+            if (step + 1) * recipe.batch % recipe.validate_every < recipe.batch and step + 1 < steps:
+                self._report(averaged.module, stage, step + 1, board)  # type: ignore[arg-type]
+        kept: Learner = averaged.module  # type: ignore[assignment]
+        self._save(kept, None, None, index + 1, 0)
+        scores = self._report(kept, stage, steps, board)
         with (self.out / "stages.jsonl").open("a") as log:
             log.write(json.dumps({"stage": asdict(stage), "seconds": time.monotonic() - started, "val": scores}) + "\n")
+
+    def _report(self, learner: Learner, stage: StageRecipe, step: int, board: Any) -> dict[str, float]:
+        scores = self.validate(learner, stage.size)
+        print(f"{stage.name} val {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
+        for name, value in scores.items():
+            board.add_scalar(f"{stage.name}/val {name}", value, step)
+        return scores
 
     def _losses(
         self, learner: Learner, table: datasets.FilmTable, chosen: np.ndarray[Any, Any], stage: StageRecipe,
@@ -171,6 +194,11 @@ class Pretraining:
             if fine.any():
                 films[fine] = to_lower_resolution(films[fine], 128)
         films = augment(films, stage.size, self.recipe.augment, generator)
+        targets = torch.from_numpy(table.targets[chosen])
+        if stage.flip:
+            films, targets = mirror(films, targets, table.target_names, stage.flip, generator)
+        if stage.mix:
+            films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
         parts: dict[str, Tensor] = {}
         if "masked" in stage.objectives:
             hidden, mask = learner.masked.hide(films, generator)
@@ -178,7 +206,6 @@ class Pretraining:
                 features = learner.feature_map(self._normalise(hidden))
             parts["masked"] = learner.masked(features, films, mask)
             return parts
-        targets = torch.from_numpy(table.targets[chosen])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
@@ -254,8 +281,12 @@ class Pretraining:
             lr=stage.learning_rate,
         )
 
-    def _save(self, learner: Learner, optimizer: torch.optim.Optimizer | None, stage: int, step: int) -> None:
+    def _save(
+        self, learner: nn.Module, averaged: nn.Module | None, optimizer: torch.optim.Optimizer | None, stage: int, step: int
+    ) -> None:
         _write_tensors(self.out / "learner.safetensors", learner.state_dict())
+        if averaged is not None:
+            _write_tensors(self.out / "averaged.safetensors", averaged.state_dict())
         if optimizer is not None:
             names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
             held = {
