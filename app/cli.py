@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("task")
     command.add_argument("--manifest", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--recipe", default="cxr-findings")
+    command.add_argument("--recipe", help="a name or a TOML file; the task's own recipe where left out")
     command.add_argument("--checkpoint", default="bundled")
     command.add_argument("--resume", action="store_true")
     command = add("evaluate", _evaluate, "measure an adapter, zero-shot or chat")
@@ -247,7 +247,11 @@ def _finetune(chosen: argparse.Namespace, show: Show) -> None:
     done = finetune(
         chosen.task, chosen.manifest, chosen.out, chosen.recipe, chosen.checkpoint, resume=chosen.resume, is_quiet=chosen.json
     )
-    show({"adapter": str(done.adapter), "auroc": dict(done.auroc)}, f"The adapter lies in {done.adapter}.")
+    figures = ", ".join(f"{split} {value:.3f}" for split, value in done.scores.items())
+    show(
+        {"adapter": str(done.adapter), done.measure: dict(done.scores)},
+        f"The adapter lies in {done.adapter}. {done.measure.capitalize()}: {figures}.",
+    )
 
 
 def _evaluate(chosen: argparse.Namespace, show: Show) -> None:

@@ -13,7 +13,7 @@ Which window, in this order: the caller's; the first the file itself names; for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,25 @@ class InputContract:
             resize_mode=str(preprocess_cfg.get("resize_mode") or "shortest"),
             fill_color=int(str(preprocess_cfg.get("fill_color") or 0)),
         )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a film lies in the model's square of `size` pixels: resized to height x width, its corner at (top, left).
+
+    Negative corners mean that the film's edges are cut off.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    size: int
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(start, length) in the square, of rows and of columns."""
+        return (self.top, self.height), (self.left, self.width)
 
 
 def preprocess(
@@ -167,38 +186,67 @@ def _to_levels(values: npt.NDArray[np.float64], window: Window) -> npt.NDArray[n
     return (np.clip(fraction, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def _fit(shown: Image.Image, contract: InputContract) -> Image.Image:
-    """Resize as open_clip does, then crop or pad to the square. The rounding follows torchvision's to the pixel."""
-    width, height = shown.size
+def placement(height: int, width: int, contract: InputContract) -> Placement:
+    """Where `render` puts a film of height x width pixels. The rounding follows torchvision's to the pixel."""
     size = contract.size
-    if contract.resize_mode == "squash":
-        return _resize(shown, size, size, contract)
+    new_height, new_width = size, size
     if contract.resize_mode == "shortest":
         short, long = min(width, height), max(width, height)
         if long > short * MAX_ASPECT_RATIO:
             raise FilmUnsupported(f"A film of {height} x {width} pixels is a strip: crop it to what it shows.")
         new_long = int(size * long / short)
         new_width, new_height = (size, new_long) if width <= height else (new_long, size)
-        return _center_square(_resize(shown, new_width, new_height, contract), size, fill=0)
-    ratio = max(height, width) / size
-    new_width, new_height = max(1, round(width / ratio)), max(1, round(height / ratio))
-    return _center_square(_resize(shown, new_width, new_height, contract), size, fill=contract.fill_color)
+    elif contract.resize_mode == "longest":
+        ratio = max(height, width) / size
+        new_width, new_height = max(1, round(width / ratio)), max(1, round(height / ratio))
+    return Placement(new_height, new_width, _offset(new_height, size), _offset(new_width, size), size)
+
+
+def fit_mask(mask: npt.NDArray[np.bool_], contract: InputContract) -> npt.NDArray[np.uint8]:
+    """A mask in a film's geometry (H, W) -> (S, S) uint8: the share of each model pixel it covers, 255 being all of it."""
+    shown = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    return np.asarray(_fit(shown, replace(contract, interpolation="bilinear", fill_color=0)))
+
+
+def to_film(values: npt.NDArray[np.float32], height: int, width: int, contract: InputContract) -> npt.NDArray[np.float32]:
+    """A map (h, w) over the model's square -> (height, width) of the film it was made from; 0 where `render` cut it off."""
+    place = placement(height, width, contract)
+    size = place.size
+    square = np.asarray(_resize_map(values, size, size))
+    seen = np.zeros((place.height, place.width), np.float32)
+    rows, columns = (slice(max(0, -start), min(length, size - start)) for start, length in place.spans)
+    seen[rows, columns] = square[
+        rows.start + place.top : rows.stop + place.top, columns.start + place.left : columns.stop + place.left
+    ]
+    return _resize_map(seen, height, width)
+
+
+def _resize_map(values: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    resized = Image.fromarray(np.asarray(values, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def _offset(length: int, size: int) -> int:
+    return (size - length) // 2 if length < size else -round((length - size) / 2)
+
+
+def _fit(shown: Image.Image, contract: InputContract) -> Image.Image:
+    """Resize as open_clip does, then crop or pad to the square."""
+    width, height = shown.size
+    place = placement(height, width, contract)
+    resized = _resize(shown, place.width, place.height, contract)
+    if (place.height, place.width) == (place.size, place.size):
+        return resized
+    fill = contract.fill_color if contract.resize_mode == "longest" else 0
+    canvas = Image.new(resized.mode, (place.size, place.size), (fill,) * len(resized.getbands()))
+    canvas.paste(resized, (place.left, place.top))
+    return canvas
 
 
 def _resize(shown: Image.Image, width: int, height: int, contract: InputContract) -> Image.Image:
     if shown.size == (width, height):
         return shown
     return shown.resize((width, height), INTERPOLATIONS[contract.interpolation])
-
-
-def _center_square(shown: Image.Image, size: int, fill: int) -> Image.Image:
-    width, height = shown.size
-    if width < size or height < size:
-        canvas = Image.new(shown.mode, (max(width, size), max(height, size)), (fill,) * len(shown.getbands()))
-        canvas.paste(shown, (max(0, size - width) // 2, max(0, size - height) // 2))
-        shown, (width, height) = canvas, canvas.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return shown.crop((left, top, left + size, top + size))
 
 
 def _three(value: object, default: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """What a training film may look like: geometry, exposure, sharpness, borders, as another hospital's scanner would give them.
 
-All functions take and return a batch (B, 1, H, W) of float films in 0..1 and draw from the generator they are
+All functions take and return a batch (B, C, H, W) of float films in 0..1 and draw from the generator they are
 given, so that a resumed run sees the same films. No horizontal flip: left and right carry meaning in a chest film.
 """
 
@@ -34,8 +34,21 @@ class AugmentStrength:
 
 
 def augment(films: Tensor, size: int, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
-    """(B, 1, h, w) in 0..1 -> (B, 1, size, size) in 0..1."""
-    films = _affine(films, size, strength, generator)
+    """(B, C, h, w) in 0..1 -> (B, C, size, size) in 0..1."""
+    return _appearance(_affine(films, size, strength, generator), strength, generator)
+
+
+def augment_with_masks(
+    films: Tensor, masks: Tensor, size: int, strength: AugmentStrength, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Films (B, C, h, w) as `augment` makes them, and masks (B, K, h, w) in 0..1 moved along with them."""
+    moved = _affine(torch.cat([films, masks], dim=1), size, strength, generator)
+    channels = films.shape[1]
+    return _appearance(moved[:, :channels], strength, generator), moved[:, channels:]
+
+
+def _appearance(films: Tensor, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
+    """All that moves nothing."""
     films = _resample(films, strength.resample, generator)
     films = _expose(films, strength, generator)
     films = _frame(films, strength.border, generator)

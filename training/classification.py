@@ -1,6 +1,7 @@
 """Training of the classification task: an image tower with LoRA, a head that starts as zero-shot, and its losses.
 
-`ClassificationTrainee` is what `loop.py` sees; `finetune.py` feeds it films and turns its outputs into an adapter.
+`ClassificationTrainee` is what `loop.py` sees; `finetune_classification.py` feeds it films and makes
+the adapter.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.lora import LoraSpec, apply_lora, targets_from
-from adapters.tasks.classification import ClassificationHead, EncodesText, Prompts
-from foundation.preprocess import InputContract
-from foundation.towers import ImageTower, TowerOutput, TrunkState, block_index
+from adapters.lora import targets_from
+from adapters.tasks.classification import ClassificationHead, Prompts
+from foundation.towers import block_index
+from training.adapted_tower import AdaptedTower
+from training.finetune_job import TrainableBackbone
 from training.finetune_recipe import FinetuneRecipe, TrainingRecipe
-from training.loop import ParameterGroup
 from training.manifest import Row
 from training.metrics import auroc
 from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
 
 Floats = npt.NDArray[np.float64]
-
-
-class TrainableBackbone(EncodesText, Protocol):
-    """What fine-tuning needs of a backbone."""
-
-    image_tower: ImageTower
-    contract: InputContract
-    embed_dim: int
-    width: int
-    fingerprint: str
-
-    def lora_targets(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,49 +44,18 @@ class Films:
         return [row.patient_id for row in self.rows]
 
 
-@dataclass(frozen=True)
-class HeadInput:
-    """What the head reads; see `ImageFeatures`."""
+class AdaptedClassifier(AdaptedTower):
+    """The adapted tower with the classification head, started from text."""
 
-    embedding: Tensor
-    tokens: Tensor
-
-
-class AdaptedClassifier(nn.Module):
-    """LoRA on the tower, which is frozen otherwise and always in evaluation mode, and the head started from text."""
+    head: ClassificationHead
 
     def __init__(self, backbone: TrainableBackbone, recipe: FinetuneRecipe, labels: Sequence[str]) -> None:
-        super().__init__()
-        self.tower = backbone.image_tower
-        lora = recipe.lora
-        self.spec = LoraSpec(targets_from(backbone.lora_targets(), lora.first_block), lora.rank, lora.alpha, lora.use_rslora)
-        self.first_block = block_index(self.spec.targets[0])
-        self.head = ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
-        self.head.start_from_text(backbone, Prompts.from_templates(labels, recipe.head.templates, recipe.head.negatives))
-        device = next(self.tower.parameters()).device
-        self.head.to(device)
-        self._lora = [p for layer in apply_lora(self.tower, self.spec).values() for p in (layer.lora_A, layer.lora_B)]
-
-    def groups(self, recipe: TrainingRecipe) -> list[ParameterGroup]:
-        return [
-            ParameterGroup("lora", self._lora, recipe.lora_rate),
-            ParameterGroup("head", list(self.head.parameters()), recipe.head_rate),
-        ]
-
-    def train(self, mode: bool = True) -> AdaptedClassifier:
-        super().train(mode)
-        self.tower.eval()
-        return self
+        head = ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
+        head.start_from_text(backbone, Prompts.from_templates(labels, recipe.head.templates, recipe.head.negatives))
+        super().__init__(backbone, recipe.lora, head)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """batch holds `pixels` (B, 3, S, S), or `hidden` (B, T, D) before the first adapted block and its `grid`."""
-        if "hidden" in batch:
-            rows, columns = batch["grid"]
-            state = TrunkState(batch["hidden"].float(), (rows, columns))
-            output: TowerOutput = self.tower.finish(self.tower.run(state, self.first_block))
-        else:
-            output = self.tower(batch["pixels"])
-        logits: Tensor = self.head(HeadInput(F.normalize(output.embedding.float(), dim=-1), output.tokens))
+        logits: Tensor = self.head(self.features(batch))
         return logits
 
 

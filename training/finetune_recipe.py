@@ -1,8 +1,12 @@
-"""The fine-tuning recipe: every option of `vesalius finetune` with its default. Unknown keys are errors (`recipe.py`)."""
+"""Fine-tuning recipes: what all tasks share, and classification's. Unknown keys are errors (`recipe.py`).
+
+`FinetuneRecipe` is classification's; the other tasks' stand in their own files.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from adapters.tasks.classification import NORMAL
 from foundation.errors import InvalidRequest
@@ -15,18 +19,23 @@ _GENTLE = AugmentStrength(
 
 
 @dataclass(frozen=True)
-class DataRecipe:
-    """Which rows, which labels. Empty `labels` means every label of the training rows but "normal".
+class RowsRecipe:
+    """Which rows. where: clauses such as "source=nih_cxr14"; licence_classes: the only ones used, all where empty.
 
-    where: clauses such as "source=nih_cxr14"; licence_classes: the only ones used, all where empty.
     patient_balance: 0 draws every film equally often, 1 every patient.
     """
 
     where: tuple[str, ...] = ()
     licence_classes: tuple[str, ...] = ()
+    patient_balance: float = 0.5
+
+
+@dataclass(frozen=True)
+class DataRecipe(RowsRecipe):
+    """Which labels. Empty `labels` means every label of the training rows but "normal"."""
+
     labels: tuple[str, ...] = ()
     multi_label: bool = True
-    patient_balance: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,8 @@ class ViewRecipe:
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """max_positive_weight: positives of rare findings count up to this much more (1: no weighting)."""
+class PaceRecipe:
+    """How long and how fast. patience: epochs without a better validation before training stops."""
 
     epochs: int = 10
     batch_size: int = 64
@@ -71,6 +80,12 @@ class TrainingRecipe:
     warmup: float = 0.05
     patience: int = 3
     precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class TrainingRecipe(PaceRecipe):
+    """max_positive_weight: positives of rare findings count up to this much more (1: no weighting)."""
+
     loss: str = "bce"
     max_positive_weight: float = 4.0
     label_smoothing: float = 0.0
@@ -84,6 +99,27 @@ class CardRecipe:
     licence: str = ""
     citations: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+
+
+class AnyRecipe(Protocol):
+    """What the recipes of all tasks have."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> RowsRecipe: ...
+    @property
+    def lora(self) -> LoraRecipe: ...
+    @property
+    def training(self) -> PaceRecipe: ...
+    @property
+    def card(self) -> CardRecipe: ...
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _markdown(card: AdapterCard, loop: LoopReport, films: Mapping[str, int]) -> 
         "",
         f"Base {card.base.name}; films: {', '.join(f'{count} {split}' for split, count in films.items())}. "
         f"Best epoch {loop.best_epoch + 1} of {len(loop.history)} run, {loop.steps} steps, {loop.seconds:.0f} s. "
-        "Validation picked the epoch, and calibrated.",
+        f"Validation picked the epoch{'' if card.calibration.method == 'none' else ', and calibrated'}.",
         "",
         "| split | measure | label | value (95 %, by patient) | positives |",
         "|---|---|---|---|---|",

@@ -65,6 +65,7 @@ class Row:
     licence: str = ""
     licence_class: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()  # what paths in `extra` are relative to
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a field of the table above, or of `extra`."""
@@ -362,6 +363,7 @@ def _to_row(record: _Record, problems: _Problems) -> Row | None:
         licence=str(values.get("licence") or ""),
         licence_class=str(values.get("licence_class") or ""),
         extra={name: value for name, value in values.items() if name not in FIELDS},
+        folder=record.folder.absolute(),
     )
 
 

@@ -48,14 +48,14 @@ def film_cache(
 
 def to_pixels(films: npt.NDArray[np.uint8] | Tensor, contract: InputContract) -> Tensor:
     """(B, S, S, C) uint8, or (B, C, S, S) float in 0..1 -> normalised (B, 3, S, S), as `preprocess.normalise` does."""
-    values = films if isinstance(films, Tensor) else _to_unit(films)
+    values = films if isinstance(films, Tensor) else to_unit(films)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (contract.mean, contract.std))
     return (values.expand(-1, 3, -1, -1) - mean) / std
 
 
 def augmented_pixels(films: npt.NDArray[np.uint8], contract: InputContract, strength: AugmentStrength, seed: int) -> Tensor:
     """(B, S, S, C) uint8 -> normalised (B, 3, S, S) of one augmented view each; the same seed gives the same views."""
-    values = _to_unit(films)
+    values = to_unit(films)
     channels = [  # the same seed for each channel: a colour film is moved as one
         augment(values[:, c : c + 1], contract.size, strength, torch.Generator().manual_seed(seed))
         for c in range(values.shape[1])
@@ -145,7 +145,7 @@ def _render_all(paths: Sequence[Path], contract: InputContract, target: Path, ch
     partial.rename(target)
 
 
-def _to_unit(films: npt.NDArray[np.uint8]) -> Tensor:
+def to_unit(films: npt.NDArray[np.uint8]) -> Tensor:
     """(B, S, S, C) uint8 -> (B, C, S, S) float32 in 0..1."""
     return torch.from_numpy(np.array(films.transpose(0, 3, 1, 2), order="C")).float() / 255
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard, Calibration
+from adapters.tasks.binding import bind_head, head_options
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "classification"
@@ -83,10 +84,10 @@ class ClassificationHead(nn.Module):
         Row k = logit_scale * (mean positive embedding - mean negative embedding). Without negatives the bias is
         the backbone's logit_bias (zero for CLIP, learned for SigLIP).
         """
-        positive = torch.stack([_mean_text(backbone, texts) for texts in prompts.positive])
+        positive = torch.stack([mean_text(backbone, texts) for texts in prompts.positive])
         weight, bias = positive, backbone.logit_bias
         if prompts.negative:
-            weight, bias = positive - torch.stack([_mean_text(backbone, texts) for texts in prompts.negative]), 0.0
+            weight, bias = positive - torch.stack([mean_text(backbone, texts) for texts in prompts.negative]), 0.0
         self.text.weight.copy_(backbone.logit_scale * weight)
         self.text.bias.fill_(bias)
 
@@ -144,20 +145,9 @@ class Classifier:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Classifier:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        if card.task != TASK:
-            raise AdapterRefused(f"The adapter {card.name!r} is for {card.task}, not for {TASK}.")
-        options: dict[str, Any] = dict(card.head)
-        unknown = sorted(set(options) - {"embed_dim", "width"})
-        if unknown or len(options) != 2:
-            raise AdapterRefused(f"The card's head needs embed_dim and width and nothing else; odd are {unknown}.")
+        options = head_options(card, TASK, ("embed_dim", "width"))
         head = ClassificationHead(len(card.labels), int(options["embed_dim"]), int(options["width"]))
-        wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-        if odd:
-            raise AdapterRefused(f"The head's tensors do not bind: {', '.join(odd)}.")
-        head.load_state_dict(dict(tensors))
-        return cls(card, head.eval().requires_grad_(False))
+        return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()
     def __call__(self, features: HasFeatures) -> list[ClassificationResult]:
@@ -187,6 +177,6 @@ def calibrate(logits: npt.NDArray[np.float64], how: Calibration, is_multi_label:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
-def _mean_text(backbone: EncodesText, texts: Sequence[str]) -> Tensor:
+def mean_text(backbone: EncodesText, texts: Sequence[str]) -> Tensor:
     """Mean of the texts' embeddings, brought back to length one: (E,)."""
     return F.normalize(backbone.encode_text(list(texts)).float().mean(dim=0), dim=0)

@@ -75,8 +75,8 @@ def made(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneRe
 
 def test_it_learns_and_beats_zero_shot(made: FinetuneResult) -> None:
     values = {(metric.split, metric.name, metric.label): metric for metric in made.card.metrics}
-    assert made.auroc["test"] > 0.95
-    assert values["test", "auroc mean", ""].value == pytest.approx(made.auroc["test"], abs=1e-4)
+    assert made.scores["test"] > 0.95
+    assert values["test", "auroc mean", ""].value == pytest.approx(made.scores["test"], abs=1e-4)
     assert values["test", "gain over zero-shot", ""].low is not None
     assert values["test", "gain over zero-shot", ""].low > 0
     assert values["test", "auroc", "normal"].value > 0.9
@@ -97,7 +97,7 @@ def test_the_adapter_answers_as_it_was_scored(made: FinetuneResult, manifest: Pa
     with torch.inference_mode(), bank.rows([slot] * len(films)):
         results = Classifier.open(adapter.card, adapter.head)(backbone.encode_image(pixels))
     truth = np.array([[label in row["labels"] for label in made.card.labels] for row in rows], dtype=np.float32)
-    assert mean_auroc(np.stack([result.logits for result in results]), truth) == pytest.approx(made.auroc["test"], abs=1e-6)
+    assert mean_auroc(np.stack([result.logits for result in results]), truth) == pytest.approx(made.scores["test"], abs=1e-6)
     assert all(0 <= p <= 1 for result in results for p in result.probabilities)
     called = np.array([[label in result.positive for label in made.card.labels] for result in results])
     assert (called == (truth > 0.5)).mean() > 0.85
@@ -179,7 +179,7 @@ def test_multi_class(manifest: Path, tmp_path: Path) -> None:
     result = finetune("classification", tmp_path / "m.jsonl", tmp_path / "out", recipe, FakeBackbone(), is_quiet=True, cpu=True)
     assert result.card.calibration.method == "temperature"
     assert not result.card.is_multi_label
-    assert result.auroc["test"] > 0.9
+    assert result.scores["test"] > 0.9
     with pytest.raises(ManifestError, match="not exactly one of the labels"):
         finetune("classification", manifest, tmp_path / "two", recipe, FakeBackbone(), is_quiet=True, cpu=True)
 
@@ -218,7 +218,9 @@ def test_odd_requests_are_refused(manifest: Path, tmp_path: Path, made: Finetune
 
     with pytest.raises(InvalidRequest, match="label 'hernia'"):
         run(replace(SMALL, data=DataRecipe(labels=("left", "hernia"))))
-    with pytest.raises(InvalidRequest, match="task 'segmentation'"):
+    with pytest.raises(InvalidRequest, match="task 'telepathy'"):
+        run(task="telepathy")
+    with pytest.raises(InvalidRequest, match="is for classification, not for segmentation"):
         run(task="segmentation")
     with pytest.raises(InvalidRequest, match="unknown field 'sauce'"):
         run(where="sauce=made")

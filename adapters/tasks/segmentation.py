@@ -1,0 +1,229 @@
+"""The segmentation task: for each class a mask in the film's own geometry, or "nothing here".
+
+    levels 1/4 .. end --1x1--> added from coarse to fine --+--> x at 1/4 --+--> x at 1/2 of the square's side
+    film (B, 3, S, S) --two strided convolutions-----------'---------------'         (borders come from the film)
+
+    mask_k      = x . query_k            query_k: the class's text vector through a linear map
+    presence_k  = is there any of it?    below its threshold the mask is emptied
+
+Points and boxes (`prompting.py`) enter as hints: they are added at every resolution, and what x holds under them joins
+the queries. Without hints all of that is exactly zero, and the whole of each class is meant.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from adapters.card import AdapterCard
+from adapters.tasks.binding import bind_head, head_options
+from adapters.tasks.classification import EncodesText, mean_text
+from adapters.tasks.prompting import CHANNELS, Prompt, draw_prompt
+from adapters.tasks.rle import to_rle
+from foundation.errors import InvalidRequest
+from foundation.preprocess import InputContract, placement, to_film
+
+TASK = "segmentation"
+DECODER_WIDTH = 64
+FINE_WIDTH = 32
+
+
+class HasLevels(Protocol):
+    """What the head reads of `ImageFeatures`."""
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]: ...  # (B, D_l, H_l, W_l), fine to coarse or all alike
+
+
+@dataclass(frozen=True)
+class SegmentationOutput:
+    """masks (B, K, S/2, S/2) and presence (B, K), both raw logits."""
+
+    masks: Tensor
+    presence: Tensor
+
+
+class SegmentationHead(nn.Module):
+    """Levels, film and hints to K mask logits and K presence logits."""
+
+    def __init__(self, labels: int, embed_dim: int, level_widths: Sequence[int]) -> None:
+        super().__init__()
+        C, C_fine = DECODER_WIDTH, FINE_WIDTH
+        self.text = nn.Parameter(torch.zeros(labels, embed_dim))
+        self.laterals = nn.ModuleList(nn.Conv2d(width, C, 1) for width in level_widths)
+        self.mixes = nn.ModuleList(_convolution(C, C) for _ in level_widths)
+        self.shallow = _convolution(3, 16, stride=2)
+        self.fine = _convolution(16, FINE_WIDTH, stride=2)
+        self.join_fine = _convolution(C + FINE_WIDTH, C_fine)
+        self.join_shallow = _convolution(C_fine + 16, C_fine)
+        self.hint = nn.Conv2d(CHANNELS, C, 1, bias=False)
+        self.hint_fine = nn.Conv2d(CHANNELS, C_fine, 1, bias=False)
+        self.pointed = nn.Linear(CHANNELS * C_fine, C_fine, bias=False)
+        self.query = nn.Linear(embed_dim, C_fine)
+        self.bias = nn.Linear(embed_dim, 1)
+        self.presence_query = nn.Linear(embed_dim, C)
+        self.presence_pointed = nn.Linear(CHANNELS * C_fine, C, bias=False)
+        self.presence_scale = nn.Parameter(torch.ones(2))
+        self.presence_bias = nn.Parameter(torch.zeros(labels))
+
+    def forward(self, features: HasLevels, pixels: Tensor, hints: Tensor | None = None) -> SegmentationOutput:
+        """pixels (B, 3, S, S), normalised; hints (B, 3, S/2, S/2) or None."""
+        shallow = self.shallow(pixels.float())  # (B, 16, S/2, S/2)
+        fine = self.fine(shallow)  # (B, C_fine, S/4, S/4)
+        coarse, x = self._descend(features.levels, hints)
+        x = self.join_fine(torch.cat([_resize(x, fine), fine], dim=1))
+        x = self.join_shallow(torch.cat([_resize(x, shallow), shallow], dim=1))
+        if hints is not None:
+            x = x + self.hint_fine(hints)
+        text = F.layer_norm(self.text, self.text.shape[-1:])  # (K, E)
+        query = self.query(text).expand(x.shape[0], -1, -1)  # (B, K, C_fine)
+        sought = self.presence_query(text).expand(x.shape[0], -1, -1)
+        if hints is not None:
+            under = _under(x, hints)
+            query = query + self.pointed(under)[:, None]
+            sought = sought + self.presence_pointed(under)[:, None]
+        masks = torch.einsum("bkc,bchw->bkhw", query, x) + self.bias(text).view(1, -1, 1, 1)
+        best = F.avg_pool2d(masks, max(1, masks.shape[-1] // 12)).amax(dim=(2, 3))
+        seen = torch.einsum("bkc,bc->bk", sought, coarse.mean(dim=(2, 3)))
+        return SegmentationOutput(masks, self.presence_scale[0] * best + self.presence_scale[1] * seen + self.presence_bias)
+
+    @torch.no_grad()
+    def start_from_text(self, backbone: EncodesText, labels: Sequence[str], templates: Sequence[str]) -> None:
+        """Each class's vector is the mean embedding of the templates filled with its name."""
+        for template in templates:
+            if template.count("{}") != 1:
+                raise InvalidRequest(f"The template {template!r} must hold '{{}}' once.", param="templates")
+        rows = [mean_text(backbone, [template.format(label) for template in templates]) for label in labels]
+        self.text.copy_(torch.stack(rows))
+
+    def _descend(self, levels: Sequence[Tensor], hints: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The coarsest map after mixing, for what needs the whole picture, and the finest (B, C, h, w)."""
+        coarse = x = None
+        for level, lateral, mix in reversed(list(zip(levels, self.laterals, self.mixes, strict=True))):
+            own = lateral(_standardised(level.float()))
+            if x is not None:
+                own = own + _resize(x, own)
+            if hints is not None:
+                own = own + self.hint(F.adaptive_max_pool2d(hints, own.shape[-2:]))
+            x = own + mix(own)
+            coarse = x if coarse is None else coarse
+        if x is None or coarse is None:
+            raise InvalidRequest("Segmentation needs a backbone whose features have levels.", param="checkpoint")
+        return coarse, x
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationResult:
+    """What the task says about one film; masks (K, H, W) in the film's own pixels, emptied where nothing was found."""
+
+    labels: tuple[str, ...]
+    masks: npt.NDArray[np.bool_]
+    presence: npt.NDArray[np.float64]  # (K,) probability that there is any of the class
+    thresholds: npt.NDArray[np.float64]  # (K,) on presence
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        return tuple(label for label, mask in zip(self.labels, self.masks, strict=True) if mask.any())
+
+    def mask(self, label: str) -> npt.NDArray[np.bool_]:
+        if label not in self.labels:
+            raise InvalidRequest(f"There is no class {label!r} here; known are {', '.join(self.labels)}.", param="label")
+        return np.asarray(self.masks[self.labels.index(label)])
+
+    def rle(self, label: str) -> dict[str, object]:
+        """The mask as COCO run lengths."""
+        return to_rle(self.mask(label))
+
+    def png(self, label: str) -> bytes:
+        """The mask as a one-bit grey PNG: 255 inside."""
+        target = io.BytesIO()
+        Image.fromarray(np.where(self.mask(label), np.uint8(255), np.uint8(0))).convert("1").save(target, "PNG")
+        return target.getvalue()
+
+    def area_mm2(self, label: str, spacing_mm: tuple[float, float]) -> float:
+        """Area for pixels of (row, column) spacing."""
+        return float(self.mask(label).sum()) * spacing_mm[0] * spacing_mm[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A head with its card: features and pixels in, masks in each film's geometry out."""
+
+    card: AdapterCard
+    head: SegmentationHead
+
+    @classmethod
+    def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Segmenter:
+        """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
+        options: dict[str, Any] = head_options(card, TASK, ("embed_dim", "level_widths"))
+        widths = [int(width) for width in options["level_widths"]]
+        head = SegmentationHead(len(card.labels), int(options["embed_dim"]), widths)
+        return cls(card, bind_head(head, tensors))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        features: HasLevels,
+        pixels: Tensor,
+        films: Sequence[tuple[int, int]],
+        contract: InputContract,
+        prompts: Sequence[Prompt | None] | None = None,
+    ) -> list[SegmentationResult]:
+        """One result per row. films: each film's (height, width); pixels (B, 3, S, S) as the backbone saw them."""
+        hints = None if prompts is None else self._hints(prompts, films, contract).to(pixels.device)
+        output = self.head(features, pixels, hints)
+        chances = output.masks.float().sigmoid().cpu().numpy()
+        presence = output.presence.double().sigmoid().cpu().numpy()
+        return [self.result(each, there, film, contract) for each, there, film in zip(chances, presence, films, strict=True)]
+
+    def result(
+        self,
+        chances: npt.NDArray[np.float32],
+        presence: npt.NDArray[np.float64],
+        film: tuple[int, int],
+        contract: InputContract,
+    ) -> SegmentationResult:
+        """chances (K, S/2, S/2), each pixel's probability -> masks in the film."""
+        thresholds = np.array(self.card.thresholds or [0.5] * len(self.card.labels))
+        masks = np.stack([to_film(chance, *film, contract) >= 0.5 for chance in chances])
+        masks[presence < thresholds] = False
+        return SegmentationResult(self.card.labels, masks, presence, thresholds)
+
+    def _hints(self, prompts: Sequence[Prompt | None], films: Sequence[tuple[int, int]], contract: InputContract) -> Tensor:
+        side = (contract.size + 1) // 2
+        drawn = [
+            draw_prompt(prompt or Prompt(), film, placement(*film, contract), side)
+            for prompt, film in zip(prompts, films, strict=True)
+        ]
+        return torch.from_numpy(np.stack(drawn))
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.GELU())
+
+
+def _standardised(level: Tensor) -> Tensor:
+    """Each position's features at zero mean and unit variance: levels of different towers differ in scale by far."""
+    return F.layer_norm(level.movedim(1, -1), level.shape[1:2]).movedim(-1, 1)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _under(x: Tensor, hints: Tensor) -> Tensor:
+    """(B, 3 C): the mean of x under each kind of hint, zero where there is none."""
+    weights = hints.flatten(2)  # (B, 3, H W)
+    means = torch.einsum("bpn,bcn->bpc", weights, x.flatten(2)) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
+    return means.flatten(1)

@@ -1,0 +1,141 @@
+"""Films with masks, as arrays: which manifest field holds which class, read and checked row by row.
+
+    MaskRecipe   field "mask_multi", class "heart" = values 3         one file may hold several classes
+    MaskedFilms  pixels (N, S, S, C), masks (N, K, S, S), known (N, K)
+
+A class that a row's masks do not speak of is unknown there, which is not the same as absent: it is neither learnt from
+nor scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from foundation.errors import FilmError, InvalidRequest, ManifestError
+from foundation.image import MedicalImage
+from foundation.preprocess import InputContract, fit_mask
+from foundation.readers import read_film
+from training.finetune_job import NON_COMMERCIAL
+from training.manifest import Row, parse_where
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MaskRecipe:
+    """Where masks are: the manifest's `field` holds a picture's path in rows that match `where`.
+
+    classes: class name -> the picture's values that belong to it; an empty list means any value above zero.
+    """
+
+    field: str = "mask"
+    where: tuple[str, ...] = ()
+    classes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise InvalidRequest(f"data.masks: name the classes that {self.field!r} holds.", param="masks")
+
+    def holds(self, row: Row) -> bool:
+        wanted = parse_where(self.where or None)
+        return bool(row.get(self.field)) and all(set(row.words(name)) & set(values) for name, values in wanted.items())
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedFilms:
+    """The films of one split at the model's size. masks: 0 to 255, the share of each pixel that is covered."""
+
+    rows: tuple[Row, ...]
+    pixels: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.uint8]
+    known: Mask
+
+    @property
+    def patients(self) -> list[str]:
+        return [row.patient_id for row in self.rows]
+
+
+def class_names(recipes: Sequence[MaskRecipe]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for recipe in recipes for name in recipe.classes))
+
+
+def has_masks(row: Row, recipes: Sequence[MaskRecipe]) -> bool:
+    return any(recipe.holds(row) for recipe in recipes)
+
+
+def mask_licence(row: Row) -> str:
+    """The row's licence class, or non-commercial where its masks are."""
+    of_masks = str(row.get("mask_licence_class") or "")
+    return NON_COMMERCIAL if NON_COMMERCIAL in (row.licence_class, of_masks) else row.licence_class
+
+
+def read_masked(row: Row, recipes: Sequence[MaskRecipe]) -> tuple[MedicalImage, dict[str, Mask]]:
+    """The row's film and its known masks (H, W). Raises ManifestError where a mask is missing or of another size."""
+    film = read_film(row.image.read_bytes())
+    height, width = film.pixels.shape[1:3]
+    masks: dict[str, Mask] = {}
+    for recipe in recipes:
+        if not recipe.holds(row):
+            continue
+        values = _values(row, recipe.field)
+        if values.shape != (height, width):
+            raise ManifestError(
+                f"row {row.number}: the mask in {recipe.field!r} has {values.shape[0]} x {values.shape[1]} pixels, the film "
+                f"{height} x {width}: store it at the film's size"
+            )
+        for name, belonging in recipe.classes.items():
+            masks.setdefault(name, np.isin(values, list(belonging)) if len(belonging) else values > 0)
+    return film, masks
+
+
+def check_masks(rows: Sequence[Row], recipes: Sequence[MaskRecipe]) -> None:
+    """Every mask file is there, before anything is trained."""
+    missing = [
+        f"row {row.number}: {recipe.field} {str(row.get(recipe.field))!r} is not a file beside the manifest"
+        for row in rows
+        for recipe in recipes
+        if recipe.holds(row) and not _path(row, recipe.field).is_file()
+    ]
+    if missing:
+        raise ManifestError("; ".join(missing[:8]) + (f"; and {len(missing) - 8} more" if len(missing) > 8 else ""))
+
+
+def load_masked(
+    rows: Sequence[Row], recipes: Sequence[MaskRecipe], pixels: npt.NDArray[np.uint8], contract: InputContract
+) -> MaskedFilms:
+    """pixels: the rows' films as `film_cache` gives them."""
+    names = class_names(recipes)
+    masks = np.zeros((len(rows), len(names), contract.size, contract.size), np.uint8)
+    known = np.zeros((len(rows), len(names)), bool)
+    for place, (_, held) in enumerate(_read_all(rows, recipes)):
+        for name, mask in held.items():
+            masks[place, names.index(name)] = fit_mask(mask, contract)
+            known[place, names.index(name)] = True
+    return MaskedFilms(tuple(rows), pixels, masks, known)
+
+
+def _read_all(rows: Sequence[Row], recipes: Sequence[MaskRecipe]) -> Iterator[tuple[MedicalImage, dict[str, Mask]]]:
+    for row in rows:
+        yield read_masked(row, recipes)
+
+
+def _values(row: Row, name: str) -> npt.NDArray[np.int64]:
+    try:
+        picture = read_film(_path(row, name).read_bytes())
+    except FilmError as error:
+        raise ManifestError(f"row {row.number}: the mask in {name!r} cannot be read: {error.message}") from error
+    if picture.is_color or picture.is_volume:
+        raise ManifestError(f"row {row.number}: the mask in {name!r} must be one grey picture whose values are classes")
+    return np.asarray(picture.pixels[0].astype(np.int64))
+
+
+def _path(row: Row, name: str) -> Path:
+    """`mask` was resolved by the manifest; other fields are relative to it, as the image is."""
+    value = row.get(name)
+    return value if isinstance(value, Path) else row.folder / str(value)
