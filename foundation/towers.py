@@ -73,7 +73,7 @@ class ImageTower(nn.Module):
         for index in range(start, len(self.blocks) if stop is None else stop):
             state = self.before(index, state)
             hidden = self.blocks[index](state.hidden)
-            taken = (self._as_map(hidden, state.grid),) * self.taps.count(index)
+            taken = (self.as_map(hidden, state.grid),) * self.taps.count(index)
             state = replace(state, hidden=hidden, levels=state.levels + taken)
         return state
 
@@ -99,7 +99,7 @@ class ImageTower(nn.Module):
         """Names, inside this tower, of the linear maps LoRA may adapt: `blocks.0.attn.qkv`, ... in block order."""
         return [f"blocks.{index}.{part}" for index in range(len(self.blocks)) for part in ADAPTABLE]
 
-    def _as_map(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+    def as_map(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = hidden[:, self.prefix_tokens :]
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
@@ -206,7 +206,7 @@ class VisformerTower(ImageTower):
     def before(self, index: int, state: TrunkState) -> TrunkState:
         if index != self.stage3_start:
             return state
-        return self._enter(self.enter_stage3, self._as_map(state.hidden, state.grid), state.levels)
+        return self._enter(self.enter_stage3, self.as_map(state.hidden, state.grid), state.levels)
 
     def pool(self, hidden: Tensor) -> Tensor:
         embedding: Tensor = self.head(self.norm(hidden).mean(dim=1))

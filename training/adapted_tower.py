@@ -39,10 +39,15 @@ class AdaptedTower(nn.Module):
         return self
 
     def features(self, batch: Mapping[str, Any]) -> ImageFeatures:
-        """batch holds `pixels` (B, 3, S, S), or `hidden` (B, T, D) before the first adapted block and its `grid`."""
+        """batch holds `pixels` (B, 3, S, S), or `hidden` (B, T, D) before the first adapted block and its `grid`.
+
+        From `hidden` only the last levels come: those from just below the first adapted block on.
+        """
         if "hidden" in batch:
             rows, columns = batch["grid"]
-            state = TrunkState(batch["hidden"].float(), (rows, columns))
+            hidden = batch["hidden"].float()
+            below = (self.tower.as_map(hidden, (rows, columns)),) * self.tower.taps.count(self.first_block - 1)
+            state = TrunkState(hidden, (rows, columns), below)
             output: TowerOutput = self.tower.finish(self.tower.run(state, self.first_block))
         else:
             output = self.tower(batch["pixels"])

@@ -127,14 +127,14 @@ def _hog_settings(seed: int) -> Mapping[str, object]:
 def _hog_features(rows: SplitRows, seed: int, report: Report) -> tuple[Scores, Scores, Scores]:
     from sklearn.decomposition import PCA
 
-    train, val, test = (_describe(load_films(part)) for part in (rows.train, rows.val, rows.test))
+    train, val, test = (describe(load_films(part)) for part in (rows.train, rows.val, rows.test))
     report(f"described {len(train) + len(val) + len(test)} films by oriented gradients")
     components = min(COMPONENTS, len(train) - 1, train.shape[1])
     pca = PCA(components, svd_solver="randomized", random_state=seed).fit(train)
     return pca.transform(train), pca.transform(val), pca.transform(test)
 
 
-def _describe(films: Films) -> npt.NDArray[np.float32]:
+def describe(films: Films) -> npt.NDArray[np.float32]:
     from skimage.feature import hog
 
     return np.stack([hog(film, feature_vector=True, **HOG) for film in films]).astype(np.float32)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters.card import check_name
-from adapters.tasks import classification, segmentation
+from adapters.tasks import anomaly, classification, segmentation
 from foundation.errors import InvalidRequest, ManifestError
+from training.finetune_anomaly import AnomalyRecipe, anomaly_rows, train_anomaly
 from training.finetune_classification import classification_rows, train_classification
 from training.finetune_job import FinetuneJob, FinetuneResult, TrainableBackbone
 from training.finetune_recipe import AnyRecipe, FinetuneRecipe
@@ -41,6 +42,7 @@ class Trainer:
 TASKS: Mapping[str, Trainer] = {
     classification.TASK: Trainer(FinetuneRecipe, "cxr-findings", classification_rows, train_classification),
     segmentation.TASK: Trainer(SegmentationRecipe, "lungs", segmentation_rows, train_segmentation),
+    anomaly.TASK: Trainer(AnomalyRecipe, "cxr-anomaly", anomaly_rows, train_anomaly),
 }
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard, Calibration
-from adapters.tasks.binding import bind_head, head_options
+from adapters.tasks.heads import bind_head, head_options
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "classification"

@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard
-from adapters.tasks.binding import bind_head, head_options
 from adapters.tasks.classification import EncodesText, mean_text
+from adapters.tasks.heads import bind_head, head_options, standardised
 from adapters.tasks.prompting import CHANNELS, Prompt, draw_prompt
 from adapters.tasks.rle import to_rle
 from foundation.errors import InvalidRequest
@@ -109,7 +109,7 @@ class SegmentationHead(nn.Module):
         """The coarsest map after mixing, for what needs the whole picture, and the finest (B, C, h, w)."""
         coarse = x = None
         for level, lateral, mix in reversed(list(zip(levels, self.laterals, self.mixes, strict=True))):
-            own = lateral(_standardised(level.float()))
+            own = lateral(standardised(level))
             if x is not None:
                 own = own + _resize(x, own)
             if hints is not None:
@@ -209,11 +209,6 @@ class Segmenter:
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.GELU())
-
-
-def _standardised(level: Tensor) -> Tensor:
-    """Each position's features at zero mean and unit variance: levels of different towers differ in scale by far."""
-    return F.layer_norm(level.movedim(1, -1), level.shape[1:2]).movedim(-1, 1)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Binding a head's tensors from disk: all of them, and no others, or the adapter is refused."""
+"""What the heads of all tasks share: binding their tensors from disk, and bringing levels to one scale."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard
@@ -33,3 +34,8 @@ def bind_head(head: Head, tensors: Mapping[str, Tensor]) -> Head:
         raise AdapterRefused(f"The head's tensors do not bind: {', '.join(odd)}.")
     head.load_state_dict(dict(tensors))
     return head.eval().requires_grad_(False)
+
+
+def standardised(level: Tensor) -> Tensor:
+    """(B, D, H, W) with each place's features at zero mean and unit variance: towers differ in scale by far."""
+    return F.layer_norm(level.float().movedim(1, -1), level.shape[1:2]).movedim(-1, 1)

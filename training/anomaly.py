@@ -1,0 +1,258 @@
+"""Training of the anomaly task: the films, the trained branch, and what is computed from normal films afterwards.
+
+    normal     every patch is known to be normal
+    synthetic  normal films with a phantom's lesion: every patch is known
+    abnormal   real ones, where the manifest has them: only the film as a whole is known
+
+Validation ranks the `choose` films; the films that p-values rest on are never seen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset
+from adapters.tasks.reference import NormalReference
+from foundation.preprocess import InputContract
+from training.adapted_tower import AdaptedTower
+from training.augment import AugmentStrength
+from training.classification import patient_chances
+from training.finetune_job import TrainableBackbone
+from training.manifest import Row
+from training.metrics import auroc
+from training.synthetic import draw_lesion, lay_over
+from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
+
+Floats = npt.NDArray[np.float64]
+NORMAL, SYNTHETIC, ABNORMAL = 0, 1, 2
+PATCH_WEIGHT = 0.5
+COVERED = 0.2  # share of a patch that a lesion must cover
+WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
+SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
+
+
+@dataclass(frozen=True, eq=False)
+class SortedFilms:
+    """Films of one role: pixels (N, S, S, C), kind (N,), and masks (N, S, S) of what a synthetic lesion covers."""
+
+    pixels: npt.NDArray[np.uint8]
+    kind: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.bool_]
+    patients: tuple[str, ...]
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def is_abnormal(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.kind != NORMAL)
+
+    def of(self, kind: int) -> npt.NDArray[np.uint8]:
+        return np.asarray(self.pixels[self.kind == kind])
+
+
+class AdaptedDetector(AdaptedTower):
+    """The adapted tower with the anomaly head."""
+
+    head: AnomalyHead
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The trained branch: patch logits (B, h, w) and film logits (B,)."""
+        maps, films = self.head.trained(self.features(batch))
+        return maps, films
+
+    def every_branch(self, pixels: Tensor) -> AnomalyOutput:
+        features = self.features({"pixels": pixels})
+        patches = F.normalize(self.tower.embed_patches(features.tokens).float(), dim=-1)
+        output: AnomalyOutput = self.head(features, patches)
+        return output
+
+
+class AnomalyTrainee:
+    """Draws as many normal films as others, normal ones by patient, from the trunk cache."""
+
+    def __init__(
+        self,
+        model: AdaptedDetector,
+        backbone: TrainableBackbone,
+        films: Mapping[str, SortedFilms],
+        cache: Path,
+        *,
+        views: int,
+        strength: AugmentStrength,
+        batch_size: int,
+        synthetic_share: float,
+        patient_balance: float,
+        precision: str,
+        seed: int,
+        is_quiet: bool,
+    ) -> None:
+        self.films, self.batch_size, self.seed = films, batch_size, seed
+        self.groups = _groups(films["train"].kind, synthetic_share)
+        self.chances = {kind: _chances(films["train"], kind, patient_balance) for kind in self.groups}
+        self.trunk = {
+            role: TrunkCache.build(
+                model.tower,
+                backbone.fingerprint,
+                films[role].pixels,
+                backbone.contract,
+                cache,
+                first_block=model.first_block,
+                views=count,
+                strength=strength,
+                seed=seed,
+                precision=precision,
+                is_quiet=is_quiet,
+            )
+            for role, count in (("train", views), ("choose", 1))
+        }
+
+    def plan(self, epoch: int) -> Sequence[Sequence[tuple[int, int]]]:
+        """Batches of (film, view). An epoch is as many draws as there are films; a synthetic film has one view."""
+        random = np.random.default_rng((self.seed, epoch))
+        kinds = random.choice(list(self.groups), size=len(self.films["train"].kind), p=list(self.groups.values()))
+        views = self.trunk["train"].hidden.shape[1]
+        draws = []
+        for kind in kinds.tolist():
+            places, chances = self.chances[kind]
+            view = 0 if kind == SYNTHETIC else int(random.integers(views))
+            draws.append((int(random.choice(places, p=chances)), view))
+        return [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
+
+    def load(self, draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        films, views = [film for film, _ in draws], [view for _, view in draws]
+        train, trunk = self.films["train"], self.trunk["train"]
+        return {
+            "hidden": trunk.state(films, views),
+            "grid": trunk.grid,
+            "abnormal": torch.from_numpy(train.is_abnormal[films]).float(),
+            "masks": torch.from_numpy(train.masks[films]).float(),
+            "known": torch.from_numpy(train.kind[films] != ABNORMAL),
+        }
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
+        maps, films = model(batch)
+        whole = F.binary_cross_entropy_with_logits(films.float(), batch["abnormal"])
+        covered = F.adaptive_avg_pool2d(batch["masks"][:, None], maps.shape[-2:])[:, 0]
+        target, known = (covered >= COVERED).float(), batch["known"]
+        if not known.any():
+            return whole, {}
+        share = target[known].mean().clamp(0.02, 0.5)  # lesions cover little: let them count for as much as the rest
+        each = F.binary_cross_entropy_with_logits(maps[known].float(), target[known], pos_weight=(1 - share) / share)
+        return whole + PATCH_WEIGHT * each, {"film_loss": float(whole.detach()), "patch_loss": float(each.detach())}
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """AUROC of the trained branch on the `choose` films."""
+        trunk, device = self.trunk["choose"], next(model.parameters()).device
+        scores = []
+        for start in range(0, len(trunk.hidden), 64):
+            places = range(start, min(start + 64, len(trunk.hidden)))
+            hidden = trunk.state(places, [0] * len(places)).to(device)
+            scores.append(model({"hidden": hidden, "grid": trunk.grid})[1].double().cpu().numpy())
+        return {"auroc": float(auroc(np.concatenate(scores), self.films["choose"].is_abnormal)[0])}
+
+
+# --- after training --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def remember(
+    model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, count: int, seed: int, batch_size: int = 16
+) -> None:
+    """Fill the memory with a greedy coreset of the patches of normal films (N, S, S, C)."""
+    per_film = max(1, SAMPLED_PATCHES // len(films))
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for start in range(0, len(films), batch_size):
+        pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(model.head.memory.device)
+        for patches in model.head.describe(model.features({"pixels": pixels})).flatten(1, 2).cpu():
+            kept.append(patches[torch.randperm(len(patches), generator=generator)[:per_film]])
+    chosen = greedy_coreset(torch.cat(kept), count, seed).half().float()
+    model.head.memory.copy_(chosen[torch.arange(count) % len(chosen)])  # fewer patches than places: some stand twice
+
+
+@torch.inference_mode()
+def score_all(
+    model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, batch_size: int = 16
+) -> tuple[Floats, npt.NDArray[np.float32]]:
+    """Scores (N, 3) and maps (N, 3, h, w) of every branch through the whole tower, as serving computes them."""
+    model.eval()
+    scores, maps = [], []
+    for start in range(0, len(films), batch_size):
+        pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(model.head.memory.device)
+        output = model.every_branch(pixels)
+        scores.append(output.films.double().cpu().numpy())
+        maps.append(output.maps.float().cpu().numpy())
+    return np.concatenate(scores), np.concatenate(maps)
+
+
+def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_]) -> Floats:
+    """The branches' weights in the fusion that rank the `choose` films best; among equals the most even ones."""
+    held = scores[~is_abnormal]
+    best, best_value = np.ones(scores.shape[1]), -1.0
+    tried = [np.array(one) for one in product(WEIGHT_STEPS, repeat=scores.shape[1]) if max(one) == WEIGHT_STEPS[-1]]
+    for weights in sorted(tried, key=lambda one: -float(one.min()) - float(one.sum()) / 100):
+        value = float(auroc(NormalReference(held, weights).surprise(scores), is_abnormal)[0])
+        if value > best_value + 1e-3:
+            best, best_value = weights, value
+    return best
+
+
+def patch_quantiles(maps: npt.NDArray[np.float32]) -> Floats:
+    """(N, 3, h, w) of normal films -> (3, QUANTILES)."""
+    flat = np.moveaxis(maps, 1, 0).reshape(maps.shape[1], -1)
+    return np.asarray(np.quantile(flat, np.linspace(0.0, 1.0, QUANTILES), axis=1).T)
+
+
+def with_lesions(
+    normals: npt.NDArray[np.uint8],
+    count: int,
+    contract: InputContract,
+    strength: AugmentStrength | None,
+    seed: int,
+    lesions: int = 200,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """`count` synthetic films (count, S, S, C) and their masks, every second one of an augmented normal film."""
+    random = np.random.default_rng((seed, count))
+    pool = [draw_lesion(seed * 10_000 + number, contract.size) for number in range(min(lesions, count))]
+    films = np.empty((count, *normals.shape[1:]), np.uint8)
+    masks = np.empty((count, *normals.shape[1:3]), bool)
+    for place in range(count):
+        film = np.asarray(normals[random.integers(len(normals))])
+        if strength is not None and place % 2:
+            film = _augmented(film, contract, strength, int(random.integers(2**31)))
+        for _ in range(8):  # a lesion may fall where the film is already white or black: then another one is laid over it
+            films[place], masks[place] = lay_over(film, pool[random.integers(len(pool))], random)
+            if masks[place].mean() > 0.002:
+                break
+    return films, masks
+
+
+def _augmented(
+    film: npt.NDArray[np.uint8], contract: InputContract, strength: AugmentStrength, seed: int
+) -> npt.NDArray[np.uint8]:
+    pixels = augmented_pixels(film[None], contract, strength, seed)[0, : film.shape[2]]
+    mean, std = (torch.tensor(value[: film.shape[2]]).view(-1, 1, 1) for value in (contract.mean, contract.std))
+    shown = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.asarray(shown.movedim(0, -1).numpy())
+
+
+def _groups(kind: npt.NDArray[np.int64], synthetic_share: float) -> dict[int, float]:
+    """How likely a film of each kind is drawn: half are normal; of the others `synthetic_share` are synthetic."""
+    has = {one: bool((kind == one).any()) for one in (SYNTHETIC, ABNORMAL)}
+    share = synthetic_share if has[ABNORMAL] and has[SYNTHETIC] else float(has[SYNTHETIC])
+    shares = {NORMAL: 0.5, SYNTHETIC: 0.5 * share, ABNORMAL: 0.5 * (1 - share)}
+    return {one: value for one, value in shares.items() if value > 0}
+
+
+def _chances(films: SortedFilms, kind: int, balance: float) -> tuple[npt.NDArray[np.int64], Floats]:
+    places = np.flatnonzero(films.kind == kind)
+    return places, patient_chances([films.patients[place] for place in places], balance)
