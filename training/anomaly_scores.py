@@ -101,4 +101,4 @@ def _standardised(films: Films) -> Floats:
 
 
 def _components(learnt: npt.NDArray[np.floating]) -> int:
-    return max(1, min(COMPONENTS, len(learnt) // 2, learnt.shape[1]))
+    return max(1, min(COMPONENTS, len(learnt) // 2, int(learnt.shape[1])))

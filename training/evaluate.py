@@ -7,7 +7,7 @@
 | subject                  | what is measured                                                                        |
 |--------------------------|-----------------------------------------------------------------------------------------|
 | zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms         |
-| an adapter's name, folder | its labels: AUROC, calibration, its own thresholds                                     |
+| an adapter's name, folder | by its task: labels (AUROC, calibration, its thresholds), masks, anomalies             |
 | chat                     | whether answers follow the film; closed questions on films and phantoms                 |
 
 Labels are compared inside a source only: pooled over hospitals, the hospital would give the label away.
@@ -28,9 +28,11 @@ from torch import Tensor
 
 from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
+from adapters.tasks import anomaly, classification, segmentation
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest
 from foundation.prompts import is_normal
+from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
 from training.manifest import Manifest, Row, Where, load_manifest
@@ -50,6 +52,7 @@ from training.scoring import (
     zero_shot,
 )
 from training.sections import Comparison, calibration, discrimination, subgroups
+from training.segmentation_report import Segmentation, segmentation_sections
 
 ZERO_SHOT, CHAT = "zero-shot", "chat"
 Log: TypeAlias = Callable[[str], None]
@@ -186,9 +189,23 @@ def _embed(job: Job, rows: Sequence[Row]) -> Tensor:
 
 
 def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
-    """The adapter's labels, source by source."""
+    """What the adapter's task is measured by, source by source."""
     if job.manifest is None:
         raise InvalidRequest("an adapter is evaluated on labelled films: give a manifest", param="manifest")
+    task, options = adapter.card.task, job.options
+    if task == classification.TASK:
+        return label_sections(job, adapter)
+    job.log(f"running {adapter.card.name} on split {job.split!r}")
+    opened = (job.backbone, adapter, job.manifest, job.split, options.running, options.resamples, options.seed)
+    if task == segmentation.TASK:
+        return segmentation_sections(Segmentation(*opened))
+    if task == anomaly.TASK:
+        return anomaly_sections(Anomaly(*opened, options.min_count))
+    raise InvalidRequest(f"adapters for {task} are not evaluated here", param="subject")
+
+
+def label_sections(job: Job, adapter: Adapter) -> list[Section]:
+    """A classification adapter's labels, source by source."""
     job.log(f"classifying {len(job.rows)} films of split {job.split!r} with {adapter.card.name}")
     films = read_rows(job.rows, job.backbone.contract)
     scored = classify(job.backbone, adapter, films, job.options.running)

@@ -1,4 +1,4 @@
-"""Plots of a report as PNG bytes: reliability curves and intervals beside one another. Draws without a display."""
+"""Plots of a report as PNG bytes: reliability curves, intervals beside one another, lines. Draws without a display."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ def reliability_plot(name: str, title: str, curves: Mapping[str, ReliabilityCurv
     return Plot(name, title, _png(figure))
 
 
-def interval_plot(name: str, title: str, labels: Sequence[str], by: Mapping[str, Sequence[Estimate]]) -> Plot:
+def interval_plot(
+    name: str,
+    title: str,
+    labels: Sequence[str],
+    by: Mapping[str, Sequence[Estimate]],
+    *,
+    axis: str = "AUROC",
+    chance: float | None = 0.5,
+) -> Plot:
     """One row a label, one mark a model, whiskers over the 95 % interval. by: model -> an estimate for each label."""
     figure, axes = _figure(7.0, 1.2 + 0.34 * len(labels))
     for place, (model, estimates) in enumerate(by.items()):
@@ -33,11 +41,24 @@ def interval_plot(name: str, title: str, labels: Sequence[str], by: Mapping[str,
         reach = [[max(0.0, one.value - one.low) if one.low == one.low else 0.0 for _, one in shown]]
         reach += [[max(0.0, one.high - one.value) if one.high == one.high else 0.0 for _, one in shown]]
         axes.errorbar(values, [row for row, _ in shown], xerr=reach, fmt="o", markersize=4, linewidth=1, label=model)
-    axes.axvline(0.5, color="0.7", linewidth=1, zorder=0)
+    if chance is not None:
+        axes.axvline(chance, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="AUROC (95 % interval, patients resampled)", title=title)
+    axes.set(xlabel=f"{axis} (95 % interval, patients resampled)", title=title)
     axes.legend(fontsize=7, loc="lower left", frameon=False)
+    return Plot(name, title, _png(figure))
+
+
+def curve_plot(
+    name: str, title: str, xlabel: str, ylabel: str, curves: Mapping[str, Sequence[float]], x: Sequence[float] = ()
+) -> Plot:
+    """One line a name over `x`, or over 1, 2, 3 ... where it is left out."""
+    figure, axes = _figure(5.2, 3.8)
+    for label, values in curves.items():
+        axes.plot(x or range(1, len(values) + 1), values, marker="" if x else "o", markersize=4, linewidth=1, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(fontsize=7, frameon=False)
     return Plot(name, title, _png(figure))
 
 
