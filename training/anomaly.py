@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset
 from adapters.tasks.reference import NormalReference
+from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
 from training.adapted_tower import AdaptedTower
 from training.augment import AugmentStrength
@@ -95,6 +96,13 @@ class AnomalyTrainee:
         seed: int,
         is_quiet: bool,
     ) -> None:
+        highest = sorted(model.tower.taps)[-2] + 1
+        if model.first_block > highest:
+            raise InvalidRequest(
+                f"lora.first_block is {model.first_block}; anomaly detection reads the last two levels, so it can be at most "
+                f"{highest} on this tower.",
+                param="first_block",
+            )
         self.films, self.batch_size, self.seed = films, batch_size, seed
         self.groups = _groups(films["train"].kind, synthetic_share)
         self.chances = {kind: _chances(films["train"], kind, patient_balance) for kind in self.groups}
