@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset
+from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
 from adapters.tasks.reference import NormalReference
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
@@ -39,6 +39,7 @@ NORMAL, SYNTHETIC, ABNORMAL = 0, 1, 2
 PATCH_WEIGHT = 0.5
 COVERED = 0.2  # share of a patch that a lesion must cover
 WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
+USEFUL = 0.55  # AUROC of a branch alone
 SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
 
 
@@ -203,21 +204,28 @@ def score_all(
 
 
 def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_]) -> Floats:
-    """The branches' weights in the fusion that rank the `choose` films best; among equals the most even ones."""
+    """The branches' weights in the fusion that rank the `choose` films best; among equals the most even ones.
+
+    A branch that ranks them hardly better than chance gets none, unless no branch does better.
+    """
     held = scores[~is_abnormal]
-    best, best_value = np.ones(scores.shape[1]), -1.0
-    tried = [np.array(one) for one in product(WEIGHT_STEPS, repeat=scores.shape[1]) if max(one) == WEIGHT_STEPS[-1]]
-    for weights in sorted(tried, key=lambda one: -float(one.min()) - float(one.sum()) / 100):
+    alone = np.array([auroc(column, is_abnormal)[0] for column in scores.T])
+    useful = alone >= min(USEFUL, float(alone.max()))
+    best, best_value = useful.astype(np.float64), -1.0
+    tried = [np.array(one) * useful for one in product(WEIGHT_STEPS, repeat=scores.shape[1])]
+    tried = [one for one in tried if one.max() == WEIGHT_STEPS[-1]]
+    for weights in sorted(tried, key=lambda one: (-float(one.min()), -float(one.sum()))):
         value = float(auroc(NormalReference(held, weights).surprise(scores), is_abnormal)[0])
         if value > best_value + 1e-3:
             best, best_value = weights, value
     return best
 
 
-def patch_quantiles(maps: npt.NDArray[np.float32]) -> Floats:
-    """(N, 3, h, w) of normal films -> (3, QUANTILES)."""
-    flat = np.moveaxis(maps, 1, 0).reshape(maps.shape[1], -1)
-    return np.asarray(np.quantile(flat, np.linspace(0.0, 1.0, QUANTILES), axis=1).T)
+def patch_quantiles(maps: npt.NDArray[np.float32], weights: Floats) -> Floats:
+    """(N, 3, h, w) of normal films -> (4, QUANTILES): of each branch, and of their weighted ranks together."""
+    levels = np.linspace(0.0, 1.0, QUANTILES)
+    tables = [np.quantile(maps[:, b], levels) for b in range(maps.shape[1])]
+    return np.stack([*tables, np.quantile(mean_rank(maps, tables, weights), levels)])
 
 
 def with_lesions(

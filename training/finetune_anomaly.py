@@ -213,7 +213,7 @@ def _finish(job: Job, model: AdaptedDetector, films: Mapping[str, SortedFilms], 
     weights = choose_weights(choose, films["choose"].is_abnormal)
     model.head.reference.copy_(torch.from_numpy(reference))
     model.head.weights.copy_(torch.from_numpy(weights))
-    model.head.quantiles.copy_(torch.from_numpy(patch_quantiles(maps)))
+    model.head.quantiles.copy_(torch.from_numpy(patch_quantiles(maps, weights)))
     held = NormalReference(model.head.reference.double().cpu().numpy(), weights)
     scored = [_scored("val", films["choose"], choose, held, normals)]
     test = [row for row in job.rows.rows if row.split == "test"]

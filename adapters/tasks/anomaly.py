@@ -94,7 +94,7 @@ class AnomalyHead(nn.Module):
         self.register_buffer("memory", torch.zeros(shape.memory, shape.memory_width + 2))
         self.register_buffer("reference", torch.zeros(shape.reference, len(BRANCHES)))
         self.register_buffer("weights", torch.ones(len(BRANCHES)))
-        self.register_buffer("quantiles", torch.zeros(len(BRANCHES), QUANTILES))
+        self.register_buffer("quantiles", torch.zeros(len(BRANCHES) + 1, QUANTILES))
 
     def forward(self, features: HasPlaces, patches: Tensor) -> AnomalyOutput:
         """patches (B, N, E): the backbone's patch embeddings, in the space of texts."""
@@ -210,11 +210,19 @@ class Detector:
         ]
 
     def heat(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(B, 3, h, w) -> (B, h, w): each branch's rank among normal patches, averaged by the branches' weights."""
-        weights, tables = _double(self.head.weights), _double(self.head.quantiles)
-        levels = np.linspace(0.0, 1.0, QUANTILES)
-        ranks = [np.interp(maps[:, b], table, levels) for b, table in enumerate(tables)]
-        return np.asarray(np.average(ranks, axis=0, weights=weights), dtype=np.float32)
+        """(B, 3, h, w) -> (B, h, w): the rank of the branches' weighted ranks among those of normal patches."""
+        *tables, fused = _double(self.head.quantiles)
+        ranks = mean_rank(maps, tables, _double(self.head.weights))
+        return np.asarray(np.interp(ranks, fused, np.linspace(0.0, 1.0, QUANTILES)), dtype=np.float32)
+
+
+def mean_rank(
+    maps: npt.NDArray[np.float32], tables: Sequence[npt.NDArray[np.float64]], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(B, 3, h, w) -> (B, h, w): each branch's rank among normal patches, whose quantiles `tables` hold, averaged."""
+    levels = np.linspace(0.0, 1.0, QUANTILES)
+    ranks = [np.interp(maps[:, b], table, levels) for b, table in enumerate(tables)]
+    return np.asarray(np.average(ranks, axis=0, weights=weights))
 
 
 def top_mean(maps: Tensor) -> Tensor:

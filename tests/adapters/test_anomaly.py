@@ -34,7 +34,8 @@ def make_head() -> AnomalyHead:
     head.start_projection(0)
     for name in ("text", "memory", "reference"):
         torch.nn.init.normal_(getattr(head, name))
-    head.quantiles.copy_(torch.linspace(-3, 3, QUANTILES).expand(3, -1))
+    head.quantiles[:3] = torch.linspace(-3, 3, QUANTILES)
+    head.quantiles[3] = torch.linspace(0, 1, QUANTILES)
     return head
 
 
@@ -133,7 +134,11 @@ def test_heat_is_a_rank_among_normal_patches() -> None:
     maps = np.random.default_rng(0).uniform(-3, 3, (2, 3, 4, 4)).astype(np.float32)
     head.weights.copy_(torch.tensor([1.0, 0.0, 3.0]))
     heat = Detector(make_card(), head).heat(maps)
-    np.testing.assert_allclose(heat, ((maps[:, 0] + 3) / 6 + 3 * (maps[:, 2] + 3) / 6) / 4, atol=1e-5)
+    mean = ((maps[:, 0] + 3) / 6 + 3 * (maps[:, 2] + 3) / 6) / 4
+    np.testing.assert_allclose(heat, mean, atol=1e-5)
+    head.quantiles[3] = torch.from_numpy(np.quantile(mean, np.linspace(0, 1, QUANTILES)))
+    flat = np.sort(Detector(make_card(), head).heat(maps).ravel())
+    np.testing.assert_allclose(flat, np.linspace(0, 1, flat.size), atol=0.02)  # among themselves: uniform
 
 
 def test_heads_that_do_not_bind_are_refused() -> None:
