@@ -32,7 +32,6 @@ from training import datasets, objectives
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
-from training.recipe import read_recipe
 
 OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
@@ -360,9 +359,3 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     partial = path.with_suffix(".partial")
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, partial)
     partial.rename(path)
-
-
-def pretrain(recipe: str, out: Path | None = None) -> Path:
-    """Run (or resume) the recipe; returns the folder with the learner's state. See `checkpoint_of` for the bundled folder."""
-    held = read_recipe(recipe, PretrainRecipe)
-    return Pretraining(held, out or Path(held.out)).run()
