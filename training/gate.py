@@ -108,7 +108,7 @@ def _scenes(count: int, size: int, random: np.random.Generator) -> Iterator[Film
         draw = ImageDraw.Draw(picture)
         for _ in range(int(random.integers(3, 14))):
             x, y, w, h = (int(v) for v in random.integers(-20, size, 4))
-            box = (x, y, x + w // 2 + 8, y + h // 2 + 8)
+            box = (x, y, x + abs(w) // 2 + 8, y + abs(h) // 2 + 8)
             fill = int(random.integers(0, 256))
             draw.ellipse(box, fill=fill) if random.random() < 0.5 else draw.rectangle(box, fill=fill)
         yield np.asarray(picture.filter(ImageFilter.GaussianBlur(float(random.random() * 2))))

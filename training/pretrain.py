@@ -33,7 +33,7 @@ from training.augment import AugmentStrength, augment, mirror, mix, to_lower_res
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
 
-OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
+OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
 
 
@@ -199,12 +199,14 @@ class Pretraining:
         if stage.mix:
             films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
         parts: dict[str, Tensor] = {}
-        if "masked" in stage.objectives:
-            hidden, mask = learner.masked.hide(films, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
-                features = learner.feature_map(self._normalise(hidden))
-            parts["masked"] = learner.masked(features, films, mask)
-            return parts
+        for name in ("masked", "gradients"):
+            if name in stage.objectives:
+                hider = getattr(learner, name)
+                hidden, mask = hider.hide(films, generator)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+                    features = learner.feature_map(self._normalise(hidden))
+                parts[name] = hider(features, films, mask)
+                return parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
