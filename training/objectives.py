@@ -59,7 +59,7 @@ class MaskedGradients(nn.Module):
         self.tell = nn.Conv2d(width, bins * (stride // cell) ** 2, 1)
 
     def hide(self, films: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(B, 1, H, W) -> films with squares of one stride set to their mean, and what was hidden (B, 1, H/stride, W/stride)."""
+        """(B, 1, H, W) -> films with squares of one stride set to their mean, and what was hidden (B, 1, h, w)."""
         count, _, height, width = films.shape
         shape = (count, 1, height // self.stride, width // self.stride)
         cells = (torch.rand(shape, generator=generator) < self.hidden).float()
