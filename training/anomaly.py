@@ -224,7 +224,7 @@ def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_]) -> Floats
 def patch_quantiles(maps: npt.NDArray[np.float32], weights: Floats) -> Floats:
     """(N, 3, h, w) of normal films -> (4, QUANTILES): of each branch, and of their weighted ranks together."""
     levels = np.linspace(0.0, 1.0, QUANTILES)
-    tables = [np.quantile(maps[:, b], levels) for b in range(maps.shape[1])]
+    tables = [np.quantile(maps[:, b].astype(np.float64), levels) for b in range(maps.shape[1])]
     return np.stack([*tables, np.quantile(mean_rank(maps, tables, weights), levels)])
 
 
