@@ -72,7 +72,7 @@ def test_every_layout_opens_without_network_from_any_directory(
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("layout", ["visformer", "open_clip"])
+@pytest.mark.parametrize("layout", ["resnet", "visformer", "open_clip"])
 def test_a_saved_model_opens_here_and_in_open_clip(layout: str, tmp_path: Path) -> None:
     import open_clip
 
