@@ -35,7 +35,7 @@ def _caption(film: OpenFilm, size: int) -> list[str]:
         kind = words.FORMATS.get(image.source_format, image.source_format)
         place = words.SLICE_SHORT.format(index=film.shown_slice + 1, slices=image.slices) if image.is_volume else ""
         facts = ", ".join(html.escape(fact) for fact in (kind, image.modality, image.view, place) if fact)
-        lines = [f"<p><b>{html.escape(film.name)}</b> {facts}</p>"]
+        lines = [f"<p><b>{html.escape(film.name)}</b> &middot; {facts}</p>"]
     lines += [f"<p>{html.escape(note)}</p>" for note in image.notes]
     return [*lines, f"<p>{html.escape(words.AS_SEEN.format(size=size))}</p>"]
 

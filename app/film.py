@@ -104,7 +104,8 @@ class OpenFilm:
 
 
 def _label(window: Window) -> str:
-    return f"{window.name or 'window'} {window.center:g} / {window.width:g}"
+    name = window.name.removesuffix(" (default)") or "window"
+    return f"{name} {window.center:g} / {window.width:g}"
 
 
 def png_uri(pixels: npt.NDArray[np.uint8]) -> str:

@@ -47,6 +47,7 @@ footer { display: none !important; }
 .dark { --v-ink: #e6eef4; --v-soft: #9fb2c1; --v-line: #2b3b49; --v-card: #131e28; --v-track: #243440; --v-bar: #4f7486;
   --v-found: #38bdd8; --v-tick: #fbbf24; --v-warn-ink: #fed7aa; --v-warn: #33200f; --v-warn-line: #8a5418; }
 
+.gradio-container > .main { padding: 0 !important; }
 .gradio-container .html-container, .gradio-container .prose { padding: 0 !important; }
 .research { position: fixed !important; top: 0; left: 0; right: 0; z-index: 60; }
 .research p { margin: 0; padding: 4px 12px; border-bottom: 1px solid var(--v-warn-line); font-size: 13px; font-weight: 550;
@@ -57,9 +58,16 @@ footer { display: none !important; }
 .title span { color: var(--v-soft); font-size: 14.5px; }
 .appearance { max-width: 110px; }
 
-#film-drop .wrap { padding-top: 20px; font-size: 14px; line-height: 1.25; gap: 2px; }
+#film-drop .wrap { padding-top: 22px; min-height: 0; font-size: 14px; line-height: 1.25; gap: 2px; }
 #film-drop .wrap .icon-wrap { display: none; }
 #film-drop .wrap .or { font-size: 12px; }
+
+#gallery .grid-wrap { height: auto; min-height: 0; max-height: none; padding: 0; }
+#gallery .caption-label { left: 4px; right: 4px; bottom: 4px; max-width: none; padding: 1px 4px;
+  font-size: 11px; text-align: center; }
+#question .submit-button { padding: 0 18px; height: 40px; border-radius: 6px; font-weight: 600; color: white;
+  background: var(--button-primary-background-fill); }
+#question .submit-button:hover { background: var(--button-primary-background-fill-hover); }
 
 .film { margin: 0; color: var(--v-ink); }
 .film .frame { position: relative; width: min(100%, 460px); margin: 0 auto; aspect-ratio: 1; background: #05090c;
@@ -99,10 +107,13 @@ footer { display: none !important; }
 .notice p { margin: 0; padding: 8px 12px; border: 1px solid var(--v-warn-line); border-radius: 6px; font-size: 14px;
   color: var(--v-warn-ink); background: var(--v-warn); overflow-wrap: anywhere; }
 .note p { margin: 0; font-size: 13px; color: var(--v-soft); line-height: 1.45; }
+.suggest { align-items: stretch !important; }
 .suggest button { font-weight: 400 !important; font-size: 13px !important; white-space: normal; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 52px 8px 12px !important; }
+  .gradio-container { padding: 36px 8px 12px !important; }
   .title h1 { font-size: 21px !important; }
   .bars li { font-size: 13px; }
+  .research p { font-size: 11.5px; padding: 5px 4px; }
+  #chat { height: 290px !important; }
 }
 """

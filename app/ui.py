@@ -12,9 +12,11 @@ import html
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from app import words
 from app.events import QUIET
+from app.guard import Guard
 from app.panels.chat import ChatPanel, build_chat
 from app.panels.film import FilmDesk, build_film
 from app.panels.findings import FindingsPanel, build_findings
@@ -31,9 +33,9 @@ def build_page(client: Client) -> Any:
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
         _build_head()
         with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=300):
+            with gr.Column(scale=4, min_width=280):
                 film = build_film(FilmDesk(client))
-            with gr.Column(scale=9, min_width=320), gr.Tabs():
+            with gr.Column(scale=9, min_width=280), gr.Tabs():
                 with gr.Tab(words.CHAT_TAB):
                     build_chat(ChatPanel(client), film)
                 with gr.Tab(words.LABELS_TAB):
@@ -60,6 +62,7 @@ def launch(page: Any, port: int | None, *, block: bool = True) -> str:
         ssr_mode=False,
         enable_monitoring=False,
         state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [Middleware(Guard)]},
         theme=page_theme(),
         css=CSS,
     )

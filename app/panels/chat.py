@@ -92,7 +92,7 @@ class _Parts:
 
 def build_chat(panel: ChatPanel, film: FilmColumn) -> None:
     with gr.Row(equal_height=False):
-        with gr.Column(scale=6, min_width=300):
+        with gr.Column(scale=6, min_width=260):
             talk, chatbot, said = gr.State(Talk(), time_to_live=KEPT_S), _chatbot(), notice_box()
             with gr.Row(elem_classes="suggest"):
                 suggested = [gr.Button(text, size="sm", min_width=90) for text in words.SUGGESTED]
@@ -107,7 +107,7 @@ def build_chat(panel: ChatPanel, film: FilmColumn) -> None:
             with gr.Row(elem_classes="suggest"):
                 stop = gr.Button(words.STOP, size="sm", min_width=90, elem_id="stop")
                 renew = gr.Button(words.NEW_TALK, size="sm", min_width=90, elem_id="renew")
-        with gr.Column(scale=5, min_width=280):
+        with gr.Column(scale=5, min_width=260):
             evidence = gr.HTML(NOTHING_YET, elem_id="evidence")
     parts = _Parts(talk, chatbot, question, said, evidence)
     running = _wire_questions(panel, film, parts, suggested)

@@ -94,7 +94,7 @@ class _Parts:
 
 
 def build_film(desk: FilmDesk) -> FilmColumn:
-    upload = gr.File(label=words.DROP, type="filepath", height=92, elem_id="film-drop")
+    upload = gr.File(label=words.DROP, type="filepath", height=84, elem_id="film-drop")
     parts = _Parts(
         film=gr.State(None, time_to_live=KEPT_S),
         reading=gr.State(None, time_to_live=KEPT_S),

@@ -48,11 +48,11 @@ def build_findings(panel: FindingsPanel, film: FilmColumn, page: Any) -> None:
     """page: the Blocks, whose load asks which adapters are served."""
     intro = gr.HTML(f"<p>{words.NO_ADAPTER}</p>", elem_classes="note")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=260):
             adapter = gr.Dropdown([], label=words.ADAPTER, visible=False, elem_id="adapter")
             button = gr.Button(words.PREDICT, variant="primary", visible=False, elem_id="predict")
             said = notice_box()
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=260):
             result = gr.HTML(elem_id="predicted")
 
     def predict(shown: OpenFilm | None, name: str | None) -> tuple[Any, ...]:

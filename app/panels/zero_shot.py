@@ -40,13 +40,13 @@ class ZeroShotPanel:
 def build_zero_shot(panel: ZeroShotPanel, film: FilmColumn) -> None:
     gr.HTML(f"<p>{words.LABELS_INTRO}</p>", elem_classes="note")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=260):
             labels = gr.Textbox(words.LABELS_START, label=words.LABELS, lines=6, max_lines=14, elem_id="labels")
             choices = [(shown, name) for name, shown in words.SCORINGS.items()]
             scoring = gr.Radio(choices, value="pairwise", label=words.SCORING)
             button = gr.Button(words.SCORE, variant="primary", elem_id="score")
             said = notice_box()
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=260):
             scores = gr.HTML(elem_id="scores")
 
     def score(shown: OpenFilm | None, wanted: str, way: str) -> tuple[Any, ...]:
