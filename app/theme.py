@@ -109,6 +109,7 @@ footer { display: none !important; }
 .note p { margin: 0; font-size: 13px; color: var(--v-soft); line-height: 1.45; }
 .suggest { align-items: stretch !important; }
 .suggest button { font-weight: 400 !important; font-size: 13px !important; white-space: normal; }
+#chat .placeholder, #chat .placeholder-content { padding: 0 16px; text-align: center; }
 @media (max-width: 640px) {
   .gradio-container { padding: 36px 8px 12px !important; }
   .title h1 { font-size: 21px !important; }

@@ -35,7 +35,7 @@ MAP_PICTURE = "Heat map for {label}"
 # Chat
 CHAT_TAB = "Chat"
 CHAT_LABEL = "Conversation"
-CHAT_EMPTY = "Drop a film or choose a synthetic one, then ask about it."
+CHAT_EMPTY = "With a film on the page, ask about it here."
 QUESTION = "Your question"
 QUESTION_HINT = "For example: is there an effusion, and where?"
 ASK, STOP, NEW_TALK = "Ask", "Stop", "New conversation"
@@ -83,7 +83,8 @@ SCORINGS = {
 }
 SCORE = "Score the labels"
 NO_LABELS = "Write at least one label."
-SCORES_NOTE = "Similarities between the film and your words, not calibrated probabilities."
+SCORES_NOTE = "From the similarity between the film and your words; not calibrated probabilities."
+PAIRWISE_NOTE = "The tick marks where a label and its denial fit the film equally well."
 
 # Findings
 FINDINGS_TAB = "Findings"

@@ -32,8 +32,9 @@ class ZeroShotPanel:
         (item,) = self._client.zero_shot([film.picture()], wanted, scoring=cast(Scoring, scoring)).data
         if not item.assessed:
             return refusal_card(item.looks_like, item.provenance, item.timings)
-        bars = bars_html([Bar(one.label, one.score, None if scoring == "softmax" else 0.5) for one in item.scores])
-        note = f'<p class="soft">{html.escape(words.SCORES_NOTE)}</p>'
+        bars = bars_html([Bar(one.label, one.score, 0.5 if scoring == "pairwise" else None) for one in item.scores])
+        notes = (words.SCORES_NOTE, words.PAIRWISE_NOTE) if scoring == "pairwise" else (words.SCORES_NOTE,)
+        note = f'<p class="soft">{html.escape(" ".join(notes))}</p>'
         return card(words.SCORINGS[scoring], [bars, note, provenance_html(item.provenance, item.timings)])
 
 
