@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,11 +47,11 @@ class ChatView:
     reading: Reading | None = None
 
     def messages(self) -> list[dict[str, str]]:
-        """As gr.Chatbot takes them."""
-        shown = [{"role": turn.role, "content": turn.text} for turn in self.talk.turns]
+        """As gr.Chatbot takes them; escaped, since it shows HTML even where Markdown is turned off."""
+        shown = [(turn.role, turn.text) for turn in self.talk.turns]
         if self.writing is not None:
-            shown += [{"role": "user", "content": self.asked}, {"role": "assistant", "content": self.writing or "…"}]
-        return shown
+            shown += [("user", self.asked), ("assistant", self.writing or "…")]
+        return [{"role": role, "content": html.escape(text, quote=False)} for role, text in shown]
 
 
 class ChatPanel:

@@ -162,5 +162,6 @@ def test_a_question_is_text_and_nothing_else(visit: Callable[..., Any], tmp_path
     window.fill("#question textarea", '<img src=x onerror="document.title=1"> **bold** [a](http://x.example)')
     window.keyboard.press("Enter")
     window.wait_for_selector("#evidence .bars")
+    assert '<img src=x onerror="document.title=1"> **bold**' in window.inner_text("#chat")
     assert window.query_selector("#chat a, #chat strong, #chat img[src=x]") is None
     assert window.title() == words.TITLE

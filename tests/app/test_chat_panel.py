@@ -122,6 +122,13 @@ def test_a_refusal_stands_in_place_of_numbers(served: Served) -> None:
     assert end.reading.map_choices() == []
 
 
+def test_a_message_is_escaped(served: Served, film: OpenFilm) -> None:
+    views = list(ChatPanel(served.client).ask(film, Talk(), "nodule <5 mm & <b>calcified</b>?"))
+    for view in views:
+        assert view.messages()[0]["content"] == "nodule &lt;5 mm &amp; &lt;b&gt;calcified&lt;/b&gt;?"
+    assert served.gateway.requests[-1].turns[0].text == "nodule <5 mm & <b>calcified</b>?"
+
+
 def test_reliance_is_said_in_words() -> None:
     cards = [evidence_card(extras(reliance=value)) for value in (0.03, 0.3, 0.9, None)]
     for card, sentence in zip(cards, (words.INDEPENDENT, words.WEAK, words.DEPENDENT), strict=False):
