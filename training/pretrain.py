@@ -32,9 +32,8 @@ from training import datasets, objectives
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
-from training.recipe import read_recipe
 
-OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
+OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
 
 
@@ -200,12 +199,14 @@ class Pretraining:
         if stage.mix:
             films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
         parts: dict[str, Tensor] = {}
-        if "masked" in stage.objectives:
-            hidden, mask = learner.masked.hide(films, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
-                features = learner.feature_map(self._normalise(hidden))
-            parts["masked"] = learner.masked(features, films, mask)
-            return parts
+        for name in ("masked", "gradients"):
+            if name in stage.objectives:
+                hider = getattr(learner, name)
+                hidden, mask = hider.hide(films, generator)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+                    features = learner.feature_map(self._normalise(hidden))
+                parts[name] = hider(features, films, mask)
+                return parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
@@ -360,9 +361,3 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     partial = path.with_suffix(".partial")
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, partial)
     partial.rename(path)
-
-
-def pretrain(recipe: str, out: Path | None = None) -> Path:
-    """Run (or resume) the recipe; returns the folder with the learner's state. See `checkpoint_of` for the bundled folder."""
-    held = read_recipe(recipe, PretrainRecipe)
-    return Pretraining(held, out or Path(held.out)).run()
