@@ -10,6 +10,9 @@ import gradio as gr
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Private: no event of the page is an endpoint that can be called by name."""
 
+WAITING: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
+"""For what may take a while and shows nothing of its own until it is done."""
+
 
 def notice_box() -> Any:
     return gr.HTML(elem_classes="notice", visible=False)

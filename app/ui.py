@@ -22,6 +22,7 @@ from app.panels.film import FilmDesk, build_film
 from app.panels.findings import FindingsPanel, build_findings
 from app.panels.zero_shot import ZeroShotPanel, build_zero_shot
 from app.theme import CSS, TOGGLE_DARK, page_theme
+from foundation.errors import InvalidRequest
 from serving.client import Client
 
 MAX_FILE_SIZE = "64mb"  # in base64 and with its question it stays below the server's 100 MiB
@@ -47,7 +48,19 @@ def build_page(client: Client) -> Any:
 
 
 def launch(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on loop-back and return its address. port None takes a free one; `block`: until interrupted."""
+    """Serve the page on loop-back and return its address. port None takes a free one; `block`: until interrupted.
+
+    Raises InvalidRequest where the port cannot be had.
+    """
+    try:
+        return _launch(page, port, block)
+    except OSError:  # Gradio's own way to say so
+        raise InvalidRequest(
+            f"Port {port} cannot be used for the page: it is taken. Choose another.", param="ui-port"
+        ) from None
+
+
+def _launch(page: Any, port: int | None, block: bool) -> str:
     _, address, _ = page.launch(
         server_name="127.0.0.1",
         server_port=port,

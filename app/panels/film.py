@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from app import words
-from app.events import QUIET, notice
+from app.events import QUIET, WAITING, notice, notice_box
 from app.examples import EXAMPLES, thumbnails
 from app.figure import figure_html
 from app.film import OpenFilm
@@ -98,7 +98,7 @@ def build_film(desk: FilmDesk) -> FilmColumn:
     parts = _Parts(
         film=gr.State(None, time_to_live=KEPT_S),
         reading=gr.State(None, time_to_live=KEPT_S),
-        notice=gr.HTML(elem_classes="notice", visible=False),
+        notice=notice_box(),
         figure=gr.HTML(elem_id="film", visible=False),
         slice=gr.Slider(1, 2, value=1, step=1, visible=False, elem_id="slice"),
         window=gr.Dropdown([], label=words.WINDOW, visible=False, elem_id="window"),
@@ -117,7 +117,7 @@ def build_film(desk: FilmDesk) -> FilmColumn:
         return _opened(desk, lambda: desk.example(int(event.index)))
 
     choose.__annotations__["event"] = gr.SelectData  # Gradio recognises the event by this type, not by its name
-    dropped = upload.upload(take, upload, [upload, *outputs], concurrency_limit=2, **QUIET)
+    dropped = upload.upload(take, upload, [upload, *outputs], concurrency_limit=2, **WAITING)
     chosen = gallery.select(choose, None, outputs, **QUIET)
     turned = gr.on(
         [parts.slice.input, parts.window.input],

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import words
 from app.bars import Bar, bars_html
-from app.events import QUIET, notice, notice_box
+from app.events import QUIET, WAITING, notice, notice_box
 from app.evidence import card, provenance_html, refusal_card
 from app.film import OpenFilm
 from app.panels.film import FilmColumn
@@ -67,7 +67,7 @@ def build_findings(panel: FindingsPanel, film: FilmColumn, page: Any) -> None:
         dropdown = gr.update(choices=list(names), value=names[0] if names else None, visible=bool(names))
         return f"<p>{html.escape(said_first)}</p>", dropdown, gr.update(visible=bool(names))
 
-    button.click(predict, [film.film, adapter], [result, said], **QUIET)
+    button.click(predict, [film.film, adapter], [result, said], **WAITING)
     page.load(offer, None, [intro, adapter, button], **QUIET)
     for change in (*film.changes, film.chosen):
         change.then(lambda: "", None, result, **QUIET)  # they were about another picture

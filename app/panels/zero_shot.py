@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import words
 from app.bars import Bar, bars_html
-from app.events import QUIET, notice, notice_box
+from app.events import QUIET, WAITING, notice, notice_box
 from app.evidence import card, provenance_html, refusal_card
 from app.film import OpenFilm
 from app.panels.film import FilmColumn
@@ -56,6 +56,6 @@ def build_zero_shot(panel: ZeroShotPanel, film: FilmColumn) -> None:
         except VesaliusError as error:
             return "", notice(error.message)
 
-    button.click(score, [film.film, labels, scoring], [scores, said], **QUIET)
+    button.click(score, [film.film, labels, scoring], [scores, said], **WAITING)
     for change in (*film.changes, film.chosen):
         change.then(lambda: "", None, scores, **QUIET)  # they were about another picture

@@ -13,7 +13,7 @@ from app import words
 from app.ui import build_page, launch
 from serving.client import Client
 from tests.app.conftest import Served
-from tests.serving.live_api import color_picture, nifti_volume, png_film
+from tests.serving.live_api import color_picture, nifti_volume, png_film, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -103,6 +103,20 @@ def test_a_second_question_goes_on_with_the_conversation(visit: Callable[..., An
     window.wait_for_function("document.querySelector('#question textarea').value === ''")
     assert window.is_visible("#chat >> text=Where is it?")
     assert [turn.role for turn in served.gateway.requests[-1].turns] == ["user", "assistant", "user"]
+
+
+def test_stop_withdraws_the_question_and_keeps_it(visit: Callable[..., Any], served: Served) -> None:
+    window = visit()
+    choose(window)
+    served.gateway.delay_s = 1.0
+    window.fill("#question textarea", "Where is it?")
+    window.keyboard.press("Enter")
+    window.wait_for_selector("#chat >> text=Where is it?")
+    window.click("#stop")
+    window.wait_for_selector(f"text={words.STOPPED}")
+    wait_until(lambda: len(served.gateway.cancelled) == 1, seconds=20)
+    assert window.input_value("#question textarea") == "Where is it?"
+    window.wait_for_selector("#chat >> text=Where is it?", state="hidden", timeout=10_000)
 
 
 def test_a_volume_is_leafed_through(visit: Callable[..., Any], tmp_path: Path) -> None:

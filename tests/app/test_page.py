@@ -14,6 +14,7 @@ import pytest
 
 from app import words
 from app.ui import build_page, launch
+from foundation.errors import InvalidRequest
 from serving.client import Client
 from serving.fake import ADAPTER
 from tests.app.conftest import Served
@@ -179,3 +180,9 @@ def test_sessions_do_not_see_each_others_films(page: tuple[Any, str], browser: B
 
 def test_the_served_adapters_are_offered(browser: Browser) -> None:
     assert ADAPTER in json.dumps(output(browser.run("offer")))
+
+
+def test_a_taken_port_is_a_sentence(page_client: Client) -> None:
+    built = build_page(page_client)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InvalidRequest, match="taken"):
+        launch(built, taken.getsockname()[1], block=False)
