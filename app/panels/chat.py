@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -29,6 +29,13 @@ class Talk:
 
     turns: tuple[ChatTurn, ...] = ()
     about: str = ""
+
+
+@dataclass
+class Asking:
+    """How a session ends the answer being written from outside it: one writer alone changes what the chat shows."""
+
+    ending: Literal["", "stop", "new"] = ""
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,13 @@ class ChatPanel:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def ask(self, film: OpenFilm | None, talk: Talk, question: str) -> Iterator[ChatView]:
-        """The chat, again and again as the answer grows. An error ends it with its sentence and the question kept."""
+    def ask(self, film: OpenFilm | None, talk: Talk, question: str, asking: Asking | None = None) -> Iterator[ChatView]:
+        """The chat, again and again as the answer grows. An error ends it with its sentence and the question kept.
+
+        asking: looked at after every piece; "stop" ends the answer, "new" the conversation with it.
+        """
+        asking = asking or Asking()
+        asking.ending = ""
         asked = question.strip()
         if film is None or not asked:
             yield ChatView(talk, question, notice=words.NO_QUESTION if film is not None else words.NO_FILM)
@@ -71,6 +83,9 @@ class ChatPanel:
         yield ChatView(talk, asked=asked, writing="")
         try:
             for piece in self._client.ask(asked, film=film.picture(), history=talk.turns[-TURNS_SENT:], maps=True):
+                if asking.ending:
+                    yield ChatView(talk, question, notice=words.STOPPED) if asking.ending == "stop" else ChatView(Talk())
+                    return
                 said += piece.text
                 extras = piece.extras or extras
                 if piece.text:
@@ -89,6 +104,7 @@ class _Parts:
     question: Any
     notice: Any
     evidence: Any
+    asking: Any
 
 
 def build_chat(panel: ChatPanel, film: FilmColumn) -> None:
@@ -110,13 +126,14 @@ def build_chat(panel: ChatPanel, film: FilmColumn) -> None:
                 renew = gr.Button(words.NEW_TALK, size="sm", min_width=90, elem_id="renew")
         with gr.Column(scale=5, min_width=260):
             evidence = gr.HTML(NOTHING_YET, elem_id="evidence")
-    parts = _Parts(talk, chatbot, question, said, evidence)
-    running = _wire_questions(panel, film, parts, suggested)
+    asking = gr.State(Asking(), time_to_live=KEPT_S)
+    parts = _Parts(talk, chatbot, question, said, evidence, asking)
+    _wire_questions(panel, film, parts, suggested)
     for change in film.changes:
-        change.then(_follow, [film.film, talk, film.reading], [talk, chatbot, evidence], **QUIET)
-    stop.click(_stopped, [talk], [chatbot, said], cancels=running, **QUIET)
+        change.then(_follow, [film.film, talk, film.reading, asking], [talk, chatbot, evidence], **QUIET)
+    stop.click(_stop, asking, None, **QUIET)
     for emptied in (renew.click, chatbot.clear):
-        emptied(lambda: (Talk(), [], notice("")), None, [talk, chatbot, said], cancels=running, **QUIET)
+        emptied(_renew, asking, [talk, chatbot, said], **QUIET)
 
 
 def _chatbot() -> Any:
@@ -132,28 +149,31 @@ def _chatbot() -> Any:
     )
 
 
-def _wire_questions(panel: ChatPanel, film: FilmColumn, parts: _Parts, suggested: list[Any]) -> list[Any]:
-    """Each way to ask; returns the events to be cancelled by Stop."""
+def _wire_questions(panel: ChatPanel, film: FilmColumn, parts: _Parts, suggested: list[Any]) -> None:
+    """Each way to ask."""
     outputs = [parts.talk, parts.chatbot, parts.question, parts.notice, parts.evidence, film.reading, film.chooser]
 
-    def ask(shown: OpenFilm | None, talk: Talk, question: str) -> Iterator[tuple[Any, ...]]:
-        for view in panel.ask(shown, talk, question):
+    def ask(shown: OpenFilm | None, talk: Talk, question: str, asking: Asking) -> Iterator[tuple[Any, ...]]:
+        for view in panel.ask(shown, talk, question, asking):
             yield _updates(view)
 
-    def suggest(shown: OpenFilm | None, talk: Talk, question: str) -> Iterator[tuple[Any, ...]]:
-        for view in panel.ask(shown, talk, question):
+    def suggest(shown: OpenFilm | None, talk: Talk, question: str, asking: Asking) -> Iterator[tuple[Any, ...]]:
+        for view in panel.ask(shown, talk, question, asking):
             yield _updates(view, is_typed=False)
 
-    running = [parts.question.submit(ask, [film.film, parts.talk, parts.question], outputs, trigger_mode="once", **QUIET)]
-    for button in suggested:
-        running.append(button.click(suggest, [film.film, parts.talk, button], outputs, trigger_mode="once", **QUIET))
+    def given(question: Any) -> list[Any]:
+        return [film.film, parts.talk, question, parts.asking]
+
     shown_anew = film.chosen.then(
-        _follow, [film.film, parts.talk, film.reading], [parts.talk, parts.chatbot, parts.evidence], **QUIET
+        _follow, [film.film, parts.talk, film.reading, parts.asking], [parts.talk, parts.chatbot, parts.evidence], **QUIET
     )
-    running.append(shown_anew.then(suggest, [film.film, parts.talk, suggested[0]], outputs, **QUIET))
-    for event in running:
+    answered = [
+        parts.question.submit(ask, given(parts.question), outputs, trigger_mode="once", **QUIET),
+        *(button.click(suggest, given(button), outputs, trigger_mode="once", **QUIET) for button in suggested),
+        shown_anew.then(suggest, given(suggested[0]), outputs, **QUIET),
+    ]
+    for event in answered:
         event.then(film.draw, [film.film, film.reading, film.chooser], film.figure, **QUIET)
-    return running
 
 
 def _updates(view: ChatView, *, is_typed: bool = True) -> tuple[Any, ...]:
@@ -170,12 +190,18 @@ def _updates(view: ChatView, *, is_typed: bool = True) -> tuple[Any, ...]:
     )
 
 
-def _follow(film: OpenFilm | None, talk: Talk, reading: Reading | None) -> tuple[Any, ...]:
+def _follow(film: OpenFilm | None, talk: Talk, reading: Reading | None, asking: Asking) -> tuple[Any, ...]:
     """Another film begins another conversation; another view of it takes away evidence that is not about it."""
     if film is not None and talk.about not in ("", film.digest):
+        asking.ending = "new"
         return Talk(), [], NOTHING_YET
     return gr.skip(), gr.skip(), gr.skip() if reading is not None else NOTHING_YET
 
 
-def _stopped(talk: Talk) -> tuple[Any, ...]:
-    return ChatView(talk).messages(), notice(words.STOPPED)
+def _stop(asking: Asking) -> None:
+    asking.ending = "stop"
+
+
+def _renew(asking: Asking) -> tuple[Any, ...]:
+    asking.ending = "new"
+    return Talk(), [], notice("")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
 from app import words
 from app.evidence import evidence_card
 from app.film import OpenFilm
-from app.panels.chat import ChatPanel, ChatView, Talk
+from app.panels.chat import Asking, ChatPanel, ChatView, Talk
 from app.panels.film import FilmDesk
 from serving.client import Client
 from serving.fake import FINDINGS
@@ -109,6 +110,21 @@ def test_leaving_an_answer_withdraws_the_question(served: Served, film: OpenFilm
     next(views)
     next(views)
     views.close()  # type: ignore[attr-defined]
+    wait_until(lambda: len(served.gateway.cancelled) == 1)
+
+
+@pytest.mark.parametrize(("ending", "turns", "question"), [("stop", 2, "Where is it?"), ("new", 0, "")])
+def test_an_answer_is_ended_from_outside(
+    served: Served, film: OpenFilm, ending: Literal["stop", "new"], turns: int, question: str
+) -> None:
+    panel, asking = ChatPanel(served.client), Asking()
+    talk = last(list(panel.ask(film, Talk(), QUESTION, asking))).talk
+    served.gateway.delay_s = 0.05
+    views = panel.ask(film, talk, "Where is it?", asking)
+    next(views)
+    asking.ending = ending
+    end = last([*views])
+    assert (len(end.talk.turns), end.question) == (turns, question)
     wait_until(lambda: len(served.gateway.cancelled) == 1)
 
 

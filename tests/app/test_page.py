@@ -145,13 +145,13 @@ def test_a_bad_file_is_a_sentence_and_the_film_stays(browser: Browser) -> None:
     said = [one["value"] for one in found if isinstance(one, dict) and one.get("value")]
     assert len(said) == 1
     assert "known film format" in said[0]
-    answer = json.dumps(output(browser.run("ask", None, None, "Is there an effusion?")))
+    answer = json.dumps(output(browser.run("ask", None, None, "Is there an effusion?", None)))
     assert words.NO_FILM not in answer  # the film dropped first is still the film
 
 
 def test_an_answer_streams_to_the_page_with_its_evidence(browser: Browser, served: Served) -> None:
     output(browser.run("take", browser.upload("film.png", png_film())))
-    messages = browser.run("ask", None, None, "Is there an effusion?")
+    messages = browser.run("ask", None, None, "Is there an effusion?", None)
     growing = [one for one in messages if one["msg"] == "process_generating"]
     assert len(growing) > 3
     assert 'class=\\"bars\\"' in json.dumps(messages)
@@ -175,7 +175,7 @@ def test_a_volume_has_a_slider_and_each_slice_its_picture(browser: Browser) -> N
 def test_sessions_do_not_see_each_others_films(page: tuple[Any, str], browser: Browser) -> None:
     output(browser.run("take", browser.upload("film.png", png_film())))
     other = Browser(page[0], browser.http)
-    assert words.NO_FILM in json.dumps(other.run("ask", None, None, "Is there an effusion?"))
+    assert words.NO_FILM in json.dumps(other.run("ask", None, None, "Is there an effusion?", None))
 
 
 def test_the_served_adapters_are_offered(browser: Browser) -> None:
