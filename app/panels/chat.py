@@ -37,6 +37,9 @@ class Asking:
 
     ending: Literal["", "stop", "new"] = ""
 
+    def begin(self) -> None:
+        self.ending = ""
+
 
 @dataclass(frozen=True)
 class ChatView:
@@ -73,7 +76,7 @@ class ChatPanel:
         asking: looked at after every piece; "stop" ends the answer, "new" the conversation with it.
         """
         asking = asking or Asking()
-        asking.ending = ""
+        asking.begin()
         asked = question.strip()
         if film is None or not asked:
             yield ChatView(talk, question, notice=words.NO_QUESTION if film is not None else words.NO_FILM)
