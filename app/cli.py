@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.config import ServerConfig
 
-RESEARCH_USE = "For research use only. Vesalius is not a medical device."
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 KEY_VARIABLE = "VESALIUS_API_KEY"
 
