@@ -31,6 +31,7 @@ from foundation.errors import CheckpointRefused, InvalidRequest, ManifestError
 from foundation.lexicon import FINDINGS
 from foundation.prompt import FindingState, Turn, findings_text
 from foundation.questions import interpret_question
+from training import resume
 from training.conversations import FilmFacts, conversation, film_facts, phantom_facts
 from training.corpus import training_rows
 
@@ -148,7 +149,7 @@ class Teacher:
         self, decoder: Decoder, recipe: DecoderRecipe, bank: FilmBank, questions: Sequence[str], work: Path, log: Log
     ) -> None:
         self.decoder, self.recipe, self.bank, self.questions = decoder, recipe, bank, questions
-        self.work, self.log = work, log
+        self.work, self.state, self.log = work, work / "decoder_state", log
         self.step = 0
         matrices = [p for p in decoder.parameters() if p.ndim > 1]
         vectors = [p for p in decoder.parameters() if p.ndim <= 1]
@@ -194,30 +195,24 @@ class Teacher:
         fall = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps)))
         return self.recipe.learning_rate * warm * (0.03 + 0.97 * fall)
 
-    def _fingerprint(self) -> str:
-        return json.dumps([asdict(self.recipe), list(self.bank.tokens.shape), len(self.questions)], sort_keys=True)
+    def _course(self) -> dict[str, Any]:
+        """What a resumed course must share with the one that was stopped."""
+        return {**asdict(self.recipe), "film tokens": list(self.bank.tokens.shape), "questions": len(self.questions)}
 
     def _save(self) -> None:
-        state = {
-            "fingerprint": self._fingerprint(),
-            "step": self.step,
-            "decoder": self.decoder.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        partial = self.work / "decoder_resume.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.work / "decoder_resume.pt")
+        optimizer = resume.optimizer_tensors(self.optimiser, dict(self.decoder.named_parameters()))
+        parts = {"decoder": self.decoder.state_dict(), "optimizer": optimizer}
+        resume.save_state(self.state, self._course(), {"step": self.step}, parts)
 
     def _resume(self) -> None:
-        file = self.work / "decoder_resume.pt"
-        if not file.exists():
+        place = resume.read_place(self.state)
+        if place is None:
             return
-        state = torch.load(file, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
-            raise InvalidRequest(f"{file.name} belongs to another recipe; give a new work folder.", param="work")
-        self.decoder.load_state_dict(state["decoder"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
+        resume.check_recipe(self.state, place["recipe"], self._course())
+        self.decoder.load_state_dict(resume.read_part(self.state, "decoder"))
+        parameters = dict(self.decoder.named_parameters())
+        resume.load_optimizer(self.optimiser, parameters, resume.read_part(self.state, "optimizer"))
+        self.step = int(place["step"])
         self.log(f"decoder: going on from step {self.step}")
 
 

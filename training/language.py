@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
 from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
+from training import resume
 from training.corpus import NORMAL, Claim, Sentence, corpus
 
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
@@ -44,7 +45,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """How the text tower is built and distilled; every field is part of the fingerprint that guards resuming."""
+    """How the text tower is built and distilled; a stopped run goes on with the same one only."""
 
     vocab_size: int = 6144
     width: int = 256
@@ -320,7 +321,7 @@ class _Trainer:
         log: Log,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.folder, self.log = recipe, folder, log
+        self.recipe, self.state, self.log = recipe, folder / "state", log
         self.ids, self.targets, self.codes = ids, targets, codes
         self.tower = build_tower(recipe)
         self.tower.token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
@@ -423,33 +424,32 @@ class _Trainer:
         warm = min(1.0, (self.step + 1) / recipe.warmup_steps)
         return recipe.learning_rate * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / recipe.steps))))
 
-    def _fingerprint(self) -> str:
-        return json.dumps([asdict(self.recipe), list(self.ids.shape)], sort_keys=True)
+    def _course(self) -> dict[str, Any]:
+        """What a resumed course must share with the one that was stopped."""
+        return {**asdict(self.recipe), "sentences": len(self.ids)}
 
     def _save(self) -> None:
-        state = {
-            "fingerprint": self._fingerprint(),
-            "step": self.step,
+        parts = {
             "tower": self.tower.state_dict(),
             "to_teacher": self.to_teacher.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": resume.optimizer_tensors(self.optimiser, self._named_parameters()),
         }
-        partial = self.folder / "resume.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "resume.pt")
+        resume.save_state(self.state, self._course(), {"step": self.step}, parts)
 
     def _resume(self) -> None:
-        saved = self.folder / "resume.pt"
-        if not saved.exists():
+        place = resume.read_place(self.state)
+        if place is None:
             return
-        state = torch.load(saved, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
-            raise InvalidRequest(f"{saved} belongs to another recipe; give a new folder or delete it.", param="folder")
-        self.tower.load_state_dict(state["tower"])
-        self.to_teacher.load_state_dict(state["to_teacher"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
+        resume.check_recipe(self.state, place["recipe"], self._course())
+        self.tower.load_state_dict(resume.read_part(self.state, "tower"))
+        self.to_teacher.load_state_dict(resume.read_part(self.state, "to_teacher"))
+        resume.load_optimizer(self.optimiser, self._named_parameters(), resume.read_part(self.state, "optimizer"))
+        self.step = int(place["step"])
         self.log(f"text tower: going on from step {self.step}")
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        both = {"tower": self.tower, "to_teacher": self.to_teacher}
+        return {f"{part}.{name}": value for part, module in both.items() for name, value in module.named_parameters()}
 
 
 def _write_artefact(recipe: TextRecipe, trainer: _Trainer, folder: Path) -> None:
