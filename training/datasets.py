@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,20 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from foundation.phantom import make_phantom
 from foundation.preprocess import InputContract, render
+from foundation.prompts import NIH_FINDINGS
 from foundation.readers import read_film
 from training.manifest import Row
 from training.sentences import label_sentences
 
-NIH_FINDINGS = (
-    "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
-    "infiltration", "mass", "nodule", "pleural thickening", "pneumonia", "pneumothorax",
-)  # fmt: skip
 PHANTOM_STREAM = "phantom"
 
 
@@ -210,7 +206,8 @@ class StreamSampler:
         self._shares = np.array(list(shares.values()), float)
         for name, members in zip(shares, self._members, strict=True):
             if not len(members):
-                raise ValueError(f"stream {name!r} has no films; known streams: {sorted(set(table.streams))}")
+                known = ", ".join(sorted(set(table.streams)))
+                raise InvalidRequest(f"The stream {name!r} has no films; those that have are: {known}.", param="streams")
         self._weights = [table.weights[members] / table.weights[members].sum() for members in self._members]
         self._batch, self._seed = batch, seed
 
@@ -224,6 +221,3 @@ class StreamSampler:
             for members, weights, count in zip(self._members, self._weights, whole, strict=True)
         ]
         return np.concatenate(drawn)
-
-
-FilmView = Callable[[Tensor, torch.Generator], Tensor]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.errors import InvalidRequest
+from foundation.prompts import NIH_FINDINGS
 from training import datasets, objectives, resume
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
@@ -332,7 +333,7 @@ class Pretraining:
             known = ~np.isnan(table.targets[:, column])
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
-                group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
+                group = "nih findings" if name in NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
                 values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
