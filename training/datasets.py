@@ -197,6 +197,13 @@ def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
     )
 
 
+def known_means(targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(N, K) with NaN for unknown -> (K,) the mean of what is known; 0.5 where nothing is."""
+    count = (~np.isnan(targets)).sum(axis=0)
+    means = np.nansum(targets, axis=0) / np.maximum(count, 1)
+    return np.where(count > 0, means, 0.5).astype(np.float32)
+
+
 class StreamSampler:
     """Draws batches of row indices, each stream with its share; a batch is a pure function of (seed, step)."""
 

@@ -100,7 +100,8 @@ def _scenes(count: int, size: int, random: np.random.Generator) -> Iterator[Film
         picture = Image.fromarray(np.clip(ramp + random.standard_normal((size, size)) * 6, 0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(picture)
         for _ in range(int(random.integers(3, 14))):
-            x, y, w, h = (int(v) for v in random.integers(-20, size, 4))
+            x, y = (int(v) for v in random.integers(-20, size, 2))
+            w, h = (int(v) for v in random.integers(0, size, 2))
             box = (x, y, x + w // 2 + 8, y + h // 2 + 8)
             fill = int(random.integers(0, 256))
             draw.ellipse(box, fill=fill) if random.random() < 0.5 else draw.rectangle(box, fill=fill)

@@ -36,6 +36,8 @@ from training.recipe import read_recipe
 
 OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
+VALIDATION_PHANTOMS = 400
+_FIRST_VALIDATION_SEED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ class Pretraining:
         if (split, size) not in self.tables:
             self.tables = {key: table for key, table in self.tables.items() if key[1] == size}
             cache = Path(self.recipe.data.cache)
-            count = self.recipe.data.phantoms if split == "train" else 400
-            first = 0 if split == "train" else 10_000_000
+            is_train, phantoms = split == "train", self.recipe.data.phantoms
+            count = phantoms if is_train else min(phantoms, VALIDATION_PHANTOMS)
+            first = 0 if is_train else _FIRST_VALIDATION_SEED
             real = datasets.real_films(self.rows[split], size, cache)
             made = datasets.phantom_films(count, size, first, cache, MASK_GRID)
             self.tables[split, size] = datasets.join([real, made], MASK_GRID)
@@ -250,7 +253,7 @@ class Pretraining:
     def _learner(self, index: int, table: datasets.FilmTable) -> Learner:
         torch.manual_seed(self.recipe.seed)
         stage = self.recipe.stage[index]
-        priors = torch.from_numpy(np.nan_to_num(np.nanmean(table.targets, axis=0), nan=0.5))
+        priors = torch.from_numpy(datasets.known_means(table.targets))
         learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
         if _needs_text(stage):
             reports = (text for texts in table.texts for text in texts)
@@ -295,6 +298,7 @@ class Pretraining:
         made_by = asdict(self.recipe)
         for name in ("out", "stage", "validate_every", "save_every_s"):
             del made_by[name]
+        del made_by["model"]["image_size"]  # of the checkpoint, not of training
         begun = self.recipe.stage[: stage + (step > 0)]
         return made_by | {"stage": {str(number): asdict(one) for number, one in enumerate(begun, start=1)}}
 
