@@ -61,14 +61,15 @@ def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[n
         partial_file = target.with_suffix(".partial.npy")
         films = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
         with ProcessPoolExecutor(2) as pool:
-            for index, film in enumerate(pool.map(partial(_render_grey, size=size), paths, chunksize=64)):
+            for index, film in enumerate(pool.map(partial(render_grey, size=size), paths, chunksize=64)):
                 films[index] = film
         films.flush()
         partial_file.rename(target)
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-def _render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
+def render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """The film in that file as (size, size) uint8, by the one preprocess."""
     contract = InputContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return np.ascontiguousarray(render(read_film(path.read_bytes()), contract)[..., 0])
 

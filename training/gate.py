@@ -8,6 +8,7 @@ taken from manifest rows of another modality.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from foundation.backbone import Backbone
 from foundation.gate import Gate, Vector, gate_vectors
 from foundation.preprocess import normalise
+from training.datasets import render_grey
 
 Films = npt.NDArray[np.uint8]  # (N, S, S) grey
 
@@ -115,8 +117,4 @@ def rates(gate: Gate, vectors: Mapping[str, Vector]) -> dict[str, float]:
 
 def grey_films(paths: Sequence[str], size: int) -> Films:
     """Films (N, S, S) by the one preprocess; see datasets.cache_films for a cached form."""
-    from pathlib import Path
-
-    from training.datasets import _render_grey
-
-    return np.stack([_render_grey(Path(path), size) for path in paths])
+    return np.stack([render_grey(Path(path), size) for path in paths])

@@ -150,12 +150,14 @@ class Teacher:
     ) -> None:
         self.decoder, self.recipe, self.bank, self.questions = decoder, recipe, bank, questions
         self.work, self.state, self.log = work, work / "decoder_state", log
-        self.step = 0
+        self._modules = {"decoder": decoder}
         matrices = [p for p in decoder.parameters() if p.ndim > 1]
         vectors = [p for p in decoder.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-        self._resume()
+        self.step = resume.resume_course(self.state, self._course(), self._modules, self.optimiser)
+        if self.step:
+            self.log(f"decoder: going on from step {self.step}")
 
     def train(self, until: int) -> None:
         """Steps up to `until`; the learning rate follows the whole recipe."""
@@ -172,7 +174,7 @@ class Teacher:
                 left = pace * (until - self.step)
                 self.log(f"decoder step {self.step}/{self.recipe.steps} loss {loss:.4f} ({left:.0f} s left)")
             if self.step % 100 == 0 or self.step == until:
-                self._save()
+                resume.save_course(self.state, self._course(), self.step, self._modules, self.optimiser)
         self.decoder.eval()
         if board:
             board.close()
@@ -198,22 +200,6 @@ class Teacher:
     def _course(self) -> dict[str, Any]:
         """What a resumed course must share with the one that was stopped."""
         return {**asdict(self.recipe), "film tokens": list(self.bank.tokens.shape), "questions": len(self.questions)}
-
-    def _save(self) -> None:
-        optimizer = resume.optimizer_tensors(self.optimiser, dict(self.decoder.named_parameters()))
-        parts = {"decoder": self.decoder.state_dict(), "optimizer": optimizer}
-        resume.save_state(self.state, self._course(), {"step": self.step}, parts)
-
-    def _resume(self) -> None:
-        place = resume.read_place(self.state)
-        if place is None:
-            return
-        resume.check_recipe(self.state, place["recipe"], self._course())
-        self.decoder.load_state_dict(resume.read_part(self.state, "decoder"))
-        parameters = dict(self.decoder.named_parameters())
-        resume.load_optimizer(self.optimiser, parameters, resume.read_part(self.state, "optimizer"))
-        self.step = int(place["step"])
-        self.log(f"decoder: going on from step {self.step}")
 
 
 def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:

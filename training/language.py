@@ -335,8 +335,10 @@ class _Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
         words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
         self.side_ids = (words.index("left"), words.index("right"))
-        self.step = 0
-        self._resume()
+        self.modules = {"tower": self.tower, "to_teacher": self.to_teacher}
+        self.step = resume.resume_course(self.state, self._course(), self.modules, self.optimiser)
+        if self.step:
+            self.log(f"text tower: going on from step {self.step}")
 
     def train(self, until: int) -> None:
         began = time.monotonic()
@@ -357,6 +359,9 @@ class _Trainer:
             if self.step % 100 == 0:
                 self._save()
         self._save()
+
+    def _save(self) -> None:
+        resume.save_course(self.state, self._course(), self.step, self.modules, self.optimiser)
 
     def cosine_held_out(self) -> float:
         """Mean cosine between the mapped student and the teacher on sentences never trained on."""
@@ -427,29 +432,6 @@ class _Trainer:
     def _course(self) -> dict[str, Any]:
         """What a resumed course must share with the one that was stopped."""
         return {**asdict(self.recipe), "sentences": len(self.ids)}
-
-    def _save(self) -> None:
-        parts = {
-            "tower": self.tower.state_dict(),
-            "to_teacher": self.to_teacher.state_dict(),
-            "optimizer": resume.optimizer_tensors(self.optimiser, self._named_parameters()),
-        }
-        resume.save_state(self.state, self._course(), {"step": self.step}, parts)
-
-    def _resume(self) -> None:
-        place = resume.read_place(self.state)
-        if place is None:
-            return
-        resume.check_recipe(self.state, place["recipe"], self._course())
-        self.tower.load_state_dict(resume.read_part(self.state, "tower"))
-        self.to_teacher.load_state_dict(resume.read_part(self.state, "to_teacher"))
-        resume.load_optimizer(self.optimiser, self._named_parameters(), resume.read_part(self.state, "optimizer"))
-        self.step = int(place["step"])
-        self.log(f"text tower: going on from step {self.step}")
-
-    def _named_parameters(self) -> dict[str, nn.Parameter]:
-        both = {"tower": self.tower, "to_teacher": self.to_teacher}
-        return {f"{part}.{name}": value for part, module in both.items() for name, value in module.named_parameters()}
 
 
 def _write_artefact(recipe: TextRecipe, trainer: _Trainer, folder: Path) -> None:

@@ -114,6 +114,35 @@ def load_optimizer(
         optimizer.state[parameter][part] = tensor if part == "step" else tensor.to(parameter.device)
 
 
+def save_course(
+    folder: Path, recipe: Mapping[str, Any], step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> None:
+    """The whole state of a training that is its modules, one optimiser and the number of steps done."""
+    parts: dict[str, Mapping[str, Tensor]] = {part: module.state_dict() for part, module in modules.items()}
+    parts["optimizer"] = optimizer_tensors(optimizer, _parameters_of(modules))
+    save_state(folder, recipe, {"step": step}, parts)
+
+
+def resume_course(
+    folder: Path, recipe: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> int:
+    """Bring modules and optimiser to where `save_course` left them; returns the steps done, 0 where nothing was saved."""
+    place = read_place(folder)
+    if place is None:
+        return 0
+    check_recipe(folder, place["recipe"], recipe)
+    for part, module in modules.items():
+        tensors = read_part(folder, part)
+        check_names(folder, tensors, module.state_dict())
+        module.load_state_dict(tensors)
+    load_optimizer(optimizer, _parameters_of(modules), read_part(folder, "optimizer"))
+    return int(place["step"])
+
+
+def _parameters_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"{part}.{name}": held for part, module in modules.items() for name, held in module.named_parameters()}
+
+
 def _differences(held: Any, own: Any, at: str = "") -> list[str]:
     """Dotted names of the values that differ between two records of plain values."""
     if isinstance(held, Mapping) and isinstance(own, Mapping):
