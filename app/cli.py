@@ -235,10 +235,10 @@ def _bar(label: str, value: float) -> str:
 
 
 def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
-    from training.pretrain import pretrain
+    from training.bundle import pretrain
 
-    folder = pretrain(chosen.recipe, chosen.out)
-    show({"out": str(folder)}, f"The run lies in {folder}.")
+    folder = pretrain(chosen.recipe, chosen.out, log=lambda line: print(line, file=sys.stderr, flush=True))
+    show({"checkpoint": str(folder)}, f"The checkpoint lies in {folder}; serve it with --checkpoint {folder}.")
 
 
 def _finetune(chosen: argparse.Namespace, show: Show) -> None:
@@ -252,6 +252,7 @@ def _finetune(chosen: argparse.Namespace, show: Show) -> None:
 
 def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
     from adapters.store import AdapterStore
+    from app.chat_opener import open_chat
     from training.evaluate import Options, evaluate
 
     evaluate(
@@ -263,6 +264,7 @@ def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
         chosen.checkpoint,
         Options(baselines=tuple(chosen.baselines)),
         store=AdapterStore.default(),
+        chat=open_chat,
         command=" ".join(["vesalius", *sys.argv[1:]]),
         log=lambda line: print(line, file=sys.stderr),
     )

@@ -54,6 +54,7 @@ class Learner(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-4.0))
         stride = self.visual.trunk.feature_info[-1]["reduction"]
         self.masked = objectives.MaskedFilm(width, stride)
+        self.gradients = objectives.MaskedGradients(width, stride)
         self.findings = objectives.FindingSupervision(width, priors, target_weights(target_names))
         self.target_names = target_names
         self.text_projection: nn.Parameter | None = None

@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ from training import datasets, objectives, resume
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
-from training.recipe import read_recipe
 
-OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
+OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
 VALIDATION_PHANTOMS = 400
 _FIRST_VALIDATION_SEED = 10_000_000
@@ -202,12 +201,14 @@ class Pretraining:
         if stage.mix:
             films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
         parts: dict[str, Tensor] = {}
-        if "masked" in stage.objectives:
-            hidden, mask = learner.masked.hide(films, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
-                features = learner.feature_map(self._normalise(hidden))
-            parts["masked"] = learner.masked(features, films, mask)
-            return parts
+        for name in ("masked", "gradients"):
+            if name in stage.objectives:
+                hider = getattr(learner, name)
+                hidden, mask = hider.hide(films, generator)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+                    features = learner.feature_map(self._normalise(hidden))
+                parts[name] = hider(features, films, mask)
+                return parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
@@ -295,9 +296,9 @@ class Pretraining:
 
     def _made_by(self, stage: int, step: int) -> dict[str, Any]:
         """Everything that had a part in the numbers up to this place; stages still to come may be changed."""
-        made_by = asdict(self.recipe)
-        for name in ("out", "stage", "validate_every", "save_every_s"):
-            del made_by[name]
+        told = asdict(self.recipe)
+        idle = ("out", "stage", "validate_every", "save_every_s")
+        made_by = {one.name: told[one.name] for one in fields(PretrainRecipe) if one.name not in idle}
         del made_by["model"]["image_size"]  # of the checkpoint, not of training
         begun = self.recipe.stage[: stage + (step > 0)]
         return made_by | {"stage": {str(number): asdict(one) for number, one in enumerate(begun, start=1)}}
@@ -357,9 +358,3 @@ def _rate(step: int, steps: int, schedule: str) -> float:
     if schedule == "linear":
         return warm * (1 - step / steps)
     return warm
-
-
-def pretrain(recipe: str, out: Path | None = None) -> Path:
-    """Run (or resume) the recipe; returns the folder with the learner's state. See `checkpoint_of` for the bundled folder."""
-    held = read_recipe(recipe, PretrainRecipe)
-    return Pretraining(held, out or Path(held.out)).run()

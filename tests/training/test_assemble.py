@@ -55,8 +55,8 @@ def test_embeddings_are_those_of_training(tiny: PretrainRecipe, finished_run: Pa
         ):
             torch.testing.assert_close(found, texts, atol=0.02, rtol=0)  # training pools in bfloat16
         assert float((images[0] - images[1]).abs().max()) > 5e-3  # random films do differ
-    assert float(model.logit_scale) == pytest.approx(float(learner.logit_scale), abs=1e-2)
-    assert float(model.logit_bias) == pytest.approx(float(learner.logit_bias), abs=1e-2)
+    assert model.logit_scale.item() == pytest.approx(learner.logit_scale.item(), abs=1e-2)
+    assert model.logit_bias.item() == pytest.approx(learner.logit_bias.item(), abs=1e-2)
 
 
 def test_the_text_projection_is_the_trained_one(tiny: PretrainRecipe, finished_run: Path, folder: Path) -> None:

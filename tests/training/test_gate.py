@@ -111,4 +111,4 @@ def test_grey_films_are_the_one_preprocess(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(phantom(0).film).save(tmp_path / "film.png")
-    assert np.array_equal(grey_films([str(tmp_path / "film.png")], 64)[0], phantom(0).film)
+    assert np.array_equal(grey_films([tmp_path / "film.png"], 64)[0], phantom(0).film)

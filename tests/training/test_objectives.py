@@ -188,6 +188,49 @@ def test_masked_film_paints_what_was_hidden() -> None:
     assert loss.item() == pytest.approx(total / float(mask.sum()), rel=1e-4)
 
 
+def test_histograms_of_gradients_vote_pixel_by_pixel() -> None:
+    films = torch.rand(2, 1, 16, 24)
+    told = objectives.MaskedGradients(6, 8, cell=8, bins=9)
+    found = told.histograms(films)
+    assert found.shape == (2, 9, 2, 3)
+    for index in range(2):
+        film = films[index, 0].double().numpy()
+        edged = np.pad(film, 1, mode="edge")
+        votes = np.zeros((9, 2, 3))
+        for y in range(16):
+            for x in range(24):
+                dx, dy = edged[y + 1, x + 2] - edged[y + 1, x], edged[y + 2, x + 1] - edged[y, x + 1]
+                place = math.atan2(dy, dx) % math.pi / math.pi * 9
+                low, share = int(place), place - int(place)
+                votes[low % 9, y // 8, x // 8] += math.hypot(dx, dy) * (1 - share) / 64
+                votes[(low + 1) % 9, y // 8, x // 8] += math.hypot(dx, dy) * share / 64
+        np.testing.assert_allclose(found[index], votes / (np.linalg.norm(votes, axis=0) + 0.01), atol=1e-4)
+
+
+def test_hidden_gradients_weigh_four_times_the_seen() -> None:
+    films = torch.rand(2, 1, 32, 32)
+    told = objectives.MaskedGradients(6, 16, cell=8)
+    seen, hidden = told.hide(films, torch.Generator().manual_seed(3))
+    assert 0 < float(hidden.mean()) < 1
+    for film in range(2):
+        for row in range(2):
+            for column in range(2):
+                square = (film, 0, slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16))
+                is_hidden = bool(hidden[film, 0, row, column])
+                expected = films[film].mean().expand(16, 16) if is_hidden else films[square]
+                torch.testing.assert_close(seen[square], expected)
+    features = torch.randn(2, 6, 2, 2)
+    painted = F.pixel_shuffle(told.tell(features), 2).detach()
+    wanted, total, weights = told.histograms(films), 0.0, 0.0
+    for film in range(2):
+        for row in range(4):
+            for column in range(4):
+                weight = 4.0 if hidden[film, 0, row // 2, column // 2] else 1.0
+                total += weight * (painted[film, :, row, column] - wanted[film, :, row, column]).square().mean().item()
+                weights += weight
+    assert told(features, films, hidden).item() == pytest.approx(100 * total / weights, rel=1e-4)
+
+
 def test_captioning_equals_writing_one_word_at_a_time() -> None:
     captions = objectives.Captioning(6, vocabulary=20, pad_id=0, model_width=16, length=5)
     tokens = torch.randn(2, 4, 6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from foundation.errors import InvalidRequest
+from training.bundle import BundleRecipe
 from training.pretrain import OBJECTIVES, Pretraining, PretrainRecipe, StageRecipe, _rate
 from training.recipe import read_recipe
 
@@ -64,7 +65,7 @@ def test_both_stages_taught_everything_they_name(tiny: PretrainRecipe, finished_
     assert last["visual.trunk.pos_embed1"].shape[-2:] == (12, 12)  # refitted for the second stage's size
     moved = [name for name in first if name in last and first[name].shape == last[name].shape]
     still = [name for name in moved if torch.equal(first[name], last[name])]
-    assert still == [name for name in first if name.startswith("masked.")]  # an objective that no stage names
+    assert still == [name for name in first if name.startswith(("masked.", "gradients."))]  # named by no stage
 
 
 def test_a_finished_run_has_nothing_left_to_do(tiny: PretrainRecipe, finished_run: Path) -> None:
@@ -74,12 +75,13 @@ def test_a_finished_run_has_nothing_left_to_do(tiny: PretrainRecipe, finished_ru
 
 
 def test_every_objective_gives_a_finite_loss_and_gradients(tiny: PretrainRecipe, tmp_path: Path) -> None:
-    for stage in (StageRecipe("masked", 64, 8, 1e-3, {"masked": 1.0}), tiny.stage[1]):
+    alone = [StageRecipe(name, 64, 8, 1e-3, {name: 1.0}) for name in ("masked", "gradients")]
+    for stage in (*alone, tiny.stage[1]):
         run = Pretraining(replace(tiny, stage=(stage,)), tmp_path / stage.name)
         table = run.table("train", stage.size)
         learner = run._learner(0, table)
         torch.nn.init.normal_(learner.findings.head.weight)  # begins at zero, where no gradient passes
-        text, prompts = (None, None) if stage.name == "masked" else (run._text, run._prompts)
+        text, prompts = (None, None) if stage in alone else (run._text, run._prompts)
         chosen = np.flatnonzero(np.array([name in ("phantom", "nih_cxr14") for name in table.streams]))[:12]
         chosen = np.concatenate([chosen[:6], np.arange(len(table) - 6, len(table))])
         losses = run._losses(learner, table, chosen, stage, text, prompts, seed=1)
@@ -112,6 +114,7 @@ def test_only_what_is_still_to_come_may_be_changed(
         with pytest.raises(InvalidRequest, match=f"another recipe: {name} differ"):
             Pretraining(changed, tmp_path).run()
     allowed = replace(with_stage(tiny, 1, films=64), out="elsewhere", save_every_s=9.0, validate_every=8)
+    allowed = BundleRecipe(**{one.name: getattr(allowed, one.name) for one in fields(allowed)}, licence="MIT")
     run_until(allowed, tmp_path, 1, monkeypatch)
     assert json.loads((tmp_path / "place.json").read_text())["stage"] == 0
 
@@ -129,7 +132,7 @@ def test_a_state_that_knows_its_recipe_by_name_goes_on(
 
 def test_odd_recipes_are_refused_before_anything_is_read(tiny: PretrainRecipe, tmp_path: Path) -> None:
     nowhere = replace(tiny, data=replace(tiny.data, manifest="nowhere.jsonl"))
-    with pytest.raises(InvalidRequest, match="Unknown objective 'guesses'; known: masked, findings"):
+    with pytest.raises(InvalidRequest, match="Unknown objective 'guesses'; known: masked, gradients, findings"):
         Pretraining(with_stage(nowhere, 0, objectives={"guesses": 1.0}), tmp_path)
     for change in ({"flip": 0.5}, {"mix": 0.3}):
         with pytest.raises(InvalidRequest, match="'align' has text, which says left and right"):
@@ -148,7 +151,7 @@ def test_learning_rates_warm_up_and_end_as_named() -> None:
 
 
 def test_the_bundled_recipe_reads() -> None:
-    recipe = read_recipe("bundled", PretrainRecipe)
+    recipe = read_recipe("bundled", BundleRecipe)
     assert recipe.name == "bundled"
     assert {name for stage in recipe.stage for name in stage.objectives} <= set(OBJECTIVES)
     assert sum(recipe.data.streams.values()) == pytest.approx(1.0)
