@@ -24,7 +24,8 @@ from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import objectives
 from training.sentences import target_prompts
 
-PHANTOM_WEIGHT = 0.3
+PHANTOM_WEIGHT = 0.6
+WEIGHTS = {"tuberculosis": 5.0, "child pneumonia": 3.0, "bacterial": 4.0, "age": 0.5, "female": 0.5}
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,12 @@ class Learner(nn.Module):
 
 
 def target_weights(target_names: Sequence[str]) -> Tensor:
-    """(K,) What pretraining is for counts most: findings on real films over phantoms, which are many and easy."""
-    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else 1.0 for name in target_names])
+    """(K,) How much each known target counts.
+
+    The loss averages over everything known of a batch, of which a target that one small source knows is a tiny part:
+    those count several times; what is easy and many (phantoms) or no finding at all (age, sex) counts less.
+    """
+    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else WEIGHTS.get(name, 1.0) for name in target_names])
 
 
 def build_visual(recipe: ModelRecipe, size: int) -> Any:

@@ -87,7 +87,8 @@ class MaskedGradients(nn.Module):
         with torch.no_grad():
             wanted = self.histograms(films)
         weight = F.interpolate(1 + 3 * hidden, wanted.shape[-2:], mode="nearest")
-        return ((told - wanted).square() * weight).sum() / (weight.sum() * self.bins) * 100
+        loss: Tensor = ((told - wanted).square() * weight).sum() / (weight.sum() * self.bins)
+        return loss * 100
 
 
 def _coarse_mean(films: Tensor) -> Tensor:
