@@ -79,7 +79,8 @@ class SeeingBackbone:
 
 
 def checkpoint(backbone: Any) -> Any:
-    return SimpleNamespace(backbone=backbone, passport=SimpleNamespace(licence="Apache-2.0"))
+    """As `open_checkpoint` gives it; its folder has no gate."""
+    return SimpleNamespace(backbone=backbone, folder=Path("no-such-folder"), passport=SimpleNamespace(licence="Apache-2.0"))
 
 
 def run(subject: str, manifest: Path | None, backbone: Any = None, **named: Any) -> Any:
