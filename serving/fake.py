@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,25 +56,9 @@ def draw(*parts: str) -> float:
 
 def fake_film(raw: RawFilm) -> Film:
     """A film from bytes, read and shown as a real server would. Raises FilmError or InvalidRequest as it would."""
-    from foundation.image import Window
-    from foundation.preprocess import pick_slice, render
-    from foundation.readers import read_film
+    from serving.decode_process import decode
 
-    started = time.perf_counter()
-    image = read_film(raw.data)
-    window = None if raw.window is None else Window(*raw.window)
-    pixels = render(image, CONTRACT, slice_index=raw.slice_index, window=window)
-    return Film(
-        pixels=pixels,
-        digest=image.digest,
-        modality=image.modality,
-        view=image.view,
-        source_format=image.source_format,
-        slices=image.slices,
-        slice_index=pick_slice(image, raw.slice_index),
-        notes=image.notes,
-        decode_ms=(time.perf_counter() - started) * 1000,
-    )
+    return decode(raw, CONTRACT)
 
 
 def _looks_like(film: Film) -> str:
