@@ -287,10 +287,14 @@ def _adapters(chosen: argparse.Namespace, show: Show) -> None:
         "verify": lambda: [store.verify(chosen.name)],
         "add": lambda: [store.add(chosen.name)],
     }[chosen.action]()
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"name": one.name, "digest": one.digest, "bundled": one.is_bundled, "labels": list(one.card.labels)} for one in found
     ]
-    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]  # type: ignore[call-overload]
+    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]
+    if chosen.action == "list":
+        refused = store.refused()
+        plain += [{"name": one.name, "refused": one.reason} for one in refused]
+        lines += [f"{one.name:24} refused: {one.reason}" for one in refused]
     show(plain, "\n".join(lines) or "No adapters.")
 
 
