@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foundation.blocks import (
+    Bottleneck,
     ChannelAffine,
     PatchConv2d,
     block_from_bottleneck,
@@ -250,7 +251,9 @@ class ResNetTower(ImageTower):
 
     def before(self, index: int, state: TrunkState) -> TrunkState:
         """The grid a block leaves; the block itself knows the one it enters."""
-        stride = self.blocks[index].stride  # type: ignore[union-attr]
+        block = self.blocks[index]
+        assert isinstance(block, Bottleneck)
+        stride = block.stride
         return replace(state, grid=(state.grid[0] // stride, state.grid[1] // stride))
 
     def pool(self, hidden: Tensor) -> Tensor:
