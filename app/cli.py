@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.config import ServerConfig
 
-RESEARCH_USE = "For research use only. Vesalius is not a medical device."
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 KEY_VARIABLE = "VESALIUS_API_KEY"
 
@@ -291,10 +291,14 @@ def _adapters(chosen: argparse.Namespace, show: Show) -> None:
         "verify": lambda: [store.verify(chosen.name)],
         "add": lambda: [store.add(chosen.name)],
     }[chosen.action]()
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"name": one.name, "digest": one.digest, "bundled": one.is_bundled, "labels": list(one.card.labels)} for one in found
     ]
-    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]  # type: ignore[call-overload]
+    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]
+    if chosen.action == "list":
+        refused = store.refused()
+        plain += [{"name": one.name, "refused": one.reason} for one in refused]
+        lines += [f"{one.name:24} refused: {one.reason}" for one in refused]
     show(plain, "\n".join(lines) or "No adapters.")
 
 

@@ -20,9 +20,9 @@ from foundation.backbone import Backbone
 from foundation.checkpoint import open_checkpoint
 from foundation.gate import Gate, Vector, gate_vectors
 from foundation.phantom import make_phantom
-from foundation.preprocess import InputContract, normalise, render
-from foundation.readers import read_film
+from foundation.preprocess import normalise
 from training.augment import AugmentStrength, augment
+from training.datasets import render_grey
 from training.manifest import Row, load_manifest
 
 Films = npt.NDArray[np.uint8]  # (N, S, S) grey
@@ -202,6 +202,5 @@ def phantom_greys(count: int, size: int, first_seed: int) -> Films:
 
 
 def grey_films(paths: Sequence[Path], size: int) -> Films:
-    """Films (N, S, S) by the one preprocess."""
-    contract = InputContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return np.stack([render(read_film(path.read_bytes()), contract)[..., 0] for path in paths])
+    """Films (N, S, S) by the one preprocess; see datasets.cache_films for a cached form."""
+    return np.stack([render_grey(path, size) for path in paths])

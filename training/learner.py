@@ -91,12 +91,14 @@ def target_weights(target_names: Sequence[str]) -> Tensor:
 
 
 def build_visual(recipe: ModelRecipe, size: int) -> Any:
-    """open_clip's TimmModel with its trunk made for `size` pixels (position embeddings are the only size-bound tensors)."""
+    """open_clip's TimmModel; a trunk with position embeddings, its only size-bound tensors, is made for `size` pixels."""
     import timm
     from open_clip.timm_model import TimmModel
 
     visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
-    visual.trunk = timm.create_model(recipe.timm_name, img_size=size, drop_path_rate=recipe.drop_path)
+    is_size_bound = timm.get_pretrained_cfg(recipe.timm_name).fixed_input_size
+    bound = {"img_size": size} if is_size_bound else {}
+    visual.trunk = timm.create_model(recipe.timm_name, drop_path_rate=recipe.drop_path, **bound)
     visual.trunk.reset_classifier(0, global_pool="avg")
     use_patch_convolutions(visual.trunk)
     return visual.to(memory_format=torch.channels_last)

@@ -79,7 +79,8 @@ class MaskedGradients(nn.Module):
         votes.scatter_add_(1, (low.long() % self.bins), strength * (1 - share))
         votes.scatter_add_(1, ((low.long() + 1) % self.bins), strength * share)
         pooled = F.avg_pool2d(votes, self.cell)
-        return pooled / (pooled.norm(dim=1, keepdim=True) + 0.01)
+        unit: Tensor = pooled / (pooled.norm(dim=1, keepdim=True) + 0.01)
+        return unit
 
     def forward(self, feature_map: Tensor, films: Tensor, hidden: Tensor) -> Tensor:
         told = F.pixel_shuffle(self.tell(feature_map.float()), self.stride // self.cell)
