@@ -21,7 +21,7 @@ from foundation.preprocess import InputContract
 LABELS = ("lungs", "heart")
 WIDTHS = (8, 16, 16, 24)
 CONTRACT = InputContract(32, (0.5,) * 3, (0.5,) * 3, resize_mode="longest")
-BUNDLED = (384, (96, 192, 192, 384))  # embedding and levels of visformer_tiny
+BUNDLED = (256, (256, 512, 1024, 2048))  # embedding and levels of resnet14t
 
 
 def features(rows: int = 2) -> SimpleNamespace:

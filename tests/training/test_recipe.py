@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], sentenc
 
 
 def test_an_unknown_recipe_is_answered_with_the_known() -> None:
-    with pytest.raises(InvalidRequest, match=r"no recipe 'nowhere'.*bundled, cxr-findings"):
+    with pytest.raises(InvalidRequest, match=r"no recipe 'nowhere'.*bundled, cxr-anomaly, cxr-findings, lungs"):
         read_recipe("nowhere", Recipe)
 
 
