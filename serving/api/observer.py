@@ -1,15 +1,16 @@
-"""ASGI middleware around every route: an id, safe headers, a measure, and an answer even when our code breaks."""
+"""ASGI middleware around every route: a Call with its id, safe headers, a measure, a trail, an answer when our code breaks."""
 
 from __future__ import annotations
 
-import secrets
 import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.answers import CallerLeftError
-from serving.http_errors import error_response, internal_error
+from serving.api.trail import Trail
+from serving.call import Call, enter
+from serving.http_errors import AuditUnavailable, error_response, internal_error
 from serving.metrics import Metrics
 
 _CLOSED_BY_CALLER = 499  # nginx's number; only ever seen in the metrics
@@ -18,17 +19,19 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Observer:
-    """Sets X-Request-Id and no-store on every answer, counts it, and turns what nobody caught into a plain 500."""
+    """Sets X-Request-Id and no-store on every answer, counts and remembers it, and turns what nobody caught into a 500."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, trail: Trail) -> None:
         self.app = app
         self.metrics = metrics
+        self.trail = trail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.monotonic()
+        call = Call()
+        enter(call)
         status = _CLOSED_BY_CALLER
 
         async def observed_send(message: Message) -> None:
@@ -36,16 +39,19 @@ class Observer:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = f"req-{secrets.token_hex(8)}"
+                headers["X-Request-Id"] = call.id
                 headers["Cache-Control"] = "no-store"
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         self.metrics.in_flight.inc()
         try:
+            self.trail.require(scope["path"])
             await self.app(scope, receive, observed_send)
         except CallerLeftError:
             pass
+        except AuditUnavailable as error:
+            await error_response(error)(scope, receive, observed_send)
         except Exception as error:  # the last border: whoever waits gets an answer, the log gets the place
             problem = error_response(internal_error(error))
             if status == _CLOSED_BY_CALLER:
@@ -55,4 +61,5 @@ class Observer:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+            self.metrics.request_seconds.labels(route).observe(time.monotonic() - call.started)
+            self.trail.ended(call, method, route, status)
