@@ -45,7 +45,7 @@ class Trail:
                 raise AuditUnavailable
 
     def ended(self, call: Call, method: str, route: str, status: int) -> None:
-        """The call's last byte is out, or its caller has left."""
+        """The call's last byte is about to leave, or its caller has left. Raises AuditUnavailable where it cannot be kept."""
         seconds = round(time.monotonic() - call.started, 3)
         facts = {"method": method, "route": route, "status": status, "seconds": seconds, "caller": call.caller}
         log.info("answered", extra={"facts": facts, "request": call.id})
@@ -65,6 +65,8 @@ class Trail:
                 "errors": sorted(set(call.errors)),
             }
         )
+        if self._is_broken:
+            raise AuditUnavailable
 
     def close(self) -> None:
         """Write what is still gathered, and that the server ends."""

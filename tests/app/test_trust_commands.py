@@ -1,0 +1,64 @@
+"""`vesalius keys` and `vesalius audit` as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from serving.audit import AuditLog
+from serving.keys import KeyFile, KeyRing
+
+
+def test_keys_are_added_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(tmp_path), "--json"]
+    assert main(["keys", "add", "ward-3", "--scope", "infer", "--per-minute", "30", *home]) == 0
+    made = json.loads(capsys.readouterr().out)
+    ring = KeyRing(KeyFile(tmp_path / "keys.json"))
+    found = ring.find(made["key"])
+    assert found is not None
+    assert (found.name, found.scopes, found.per_minute) == ("ward-3", ("infer",), 30)
+    assert main(["keys", "list", *home]) == 0
+    text = capsys.readouterr().out
+    assert made["key"] not in text
+    assert found.digest not in text
+    assert json.loads(text)[0]["id"] == made["id"]
+    assert main(["keys", "revoke", "ward-3", *home]) == 0
+    assert ring.find(made["key"]) is None
+    assert main(["keys", "revoke", "ward-3", *home]) == 2
+    assert "no active key" in capsys.readouterr().err
+
+
+def test_a_new_key_is_shown_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "add", "ward-3", "--home", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("vsl-")
+    assert "keep it now" in shown
+    assert main(["keys", "add", "--home", str(tmp_path)]) == 2
+
+
+def test_verify_says_whole_or_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(tmp_path)]
+    assert main(["audit", "verify", *home]) == 2
+    log = AuditLog(tmp_path)
+    for number in range(3):
+        log.append({"number": number})
+    assert main(["audit", "verify", *home, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["lines"] == 3
+    assert main(["audit", "verify", *home, "--expect", found["mark"]]) == 0
+    assert main(["audit", "verify", *home, "--expect", "0" * 64]) == 2
+    log.path.write_bytes(log.path.read_bytes().replace(b'"number":1', b'"number":7'))
+    capsys.readouterr()
+    assert main(["audit", "verify", *home]) == 2
+    assert "Line 2 was changed" in capsys.readouterr().err
+
+
+def test_tls_needs_both_files_and_they_must_be_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.pem").write_text("not a certificate")
+    assert main(["serve", "--tls-certificate", str(tmp_path / "x.pem")]) == 2
+    assert "together" in capsys.readouterr().err
+    assert main(["serve", "--tls-certificate", str(tmp_path / "x.pem"), "--tls-key", str(tmp_path / "none.pem")]) == 2
+    assert "not a certificate" in capsys.readouterr().err
