@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from pydicom.data import get_testdata_file
 
 from app.cli import main
+from foundation.readers import read_film
 from serving.audit import AuditLog
 from serving.keys import KeyFile, KeyRing
 
@@ -62,3 +64,24 @@ def test_tls_needs_both_files_and_they_must_be_a_pair(tmp_path: Path, capsys: py
     assert "together" in capsys.readouterr().err
     assert main(["serve", "--tls-certificate", str(tmp_path / "x.pem"), "--tls-key", str(tmp_path / "none.pem")]) == 2
     assert "not a certificate" in capsys.readouterr().err
+
+
+def test_a_folder_of_films_is_deidentified_under_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    films = {name: Path(str(get_testdata_file(name, download=False))) for name in ("CT_small.dcm", "MR_small.dcm")}
+    for name, path in films.items():
+        (source / f"JANEDOE-{name}").write_bytes(path.read_bytes())
+    (source / "notes.txt").write_text("not a film")
+    options = ["deidentify", str(source), str(out), "--key-file", str(tmp_path / "secret.key"), "--json"]
+    assert main(options) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == 2
+    written = sorted(out.iterdir())
+    assert [path.suffix for path in written] == [".dcm", ".dcm"]
+    assert not any("JANEDOE" in path.name for path in written)
+    digests = {read_film(path.read_bytes()).digest for path in written}
+    assert digests == {read_film(path.read_bytes()).digest for path in films.values()}
+    assert main(options) == 2  # the same key gives the same names, and nothing is written over
+    assert "is there already" in capsys.readouterr().err
+    assert main(["deidentify", str(tmp_path / "none"), str(out)]) == 2
