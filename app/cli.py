@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.audit_command import add_audit_command, run_audit
+from app.deidentify_command import add_deidentify_command, run_deidentify
+from app.keys_command import add_keys_command, run_keys
+from app.server_options import add_tls, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
@@ -71,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--port", type=int, default=8000)
         if name == "up":
             command.add_argument("--ui-port", type=int, default=7860)
+        else:
+            add_tls(command)
         _add_model(command)
 
     for name, run, text in (
@@ -121,6 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("export", _export, "write the chat model as a plain transformers folder")
     command.add_argument("--checkpoint", type=Path)
     command.add_argument("--out", type=Path, required=True)
+    add_keys_command(add("keys", run_keys, "make, list or revoke API keys"))
+    add_audit_command(add("audit", run_audit, "check that the audit log is whole"))
+    add_deidentify_command(add("deidentify", run_deidentify, "write DICOM films without their patients"))
     return parser
 
 
@@ -134,27 +145,35 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
     from serving.config import EngineConfig, ServerConfig
+    from serving.keys import new_key
 
     engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters)
-    return ServerConfig(host=host, port=port, api_key=os.environ.get(KEY_VARIABLE), engine=engine)
+    api_key = os.environ.get(KEY_VARIABLE) or None
+    return ServerConfig(host=host, port=port, api_key=api_key, page_key=new_key(), engine=engine, tls=tls_config(chosen))
 
 
 def _serve(chosen: argparse.Namespace, show: Show) -> None:
+    from serving.logs import configure
     from serving.server import serve
 
+    configure()
     serve(_config(chosen, chosen.host, chosen.port), lambda line: print(line, flush=True))
 
 
 def _up(chosen: argparse.Namespace, show: Show) -> None:
     from app.ui import run_page
+    from serving.logs import configure
     from serving.server import background
 
-    with background(_config(chosen, chosen.host, chosen.port)) as url:
+    configure(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what runs may finish
+    config = _config(chosen, chosen.host, chosen.port)
+    with background(config) as url:
         page = f"http://127.0.0.1:{chosen.ui_port}"
         text = f"Page: {page}\nAPI:  {url}\nTry:  vesalius zero-shot FILE --label effusion --label cardiomegaly\n{RESEARCH_USE}"
         show({"page": page, "api": url}, text)
         sys.stdout.flush()
-        run_page(url, chosen.ui_port, os.environ.get(KEY_VARIABLE))
+        run_page(url, chosen.ui_port, config.page_key)
 
 
 @contextmanager
@@ -164,7 +183,7 @@ def _client(chosen: argparse.Namespace) -> Iterator[Client]:
 
     from serving.client import Client
 
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(KEY_VARIABLE) or None
     if chosen.server != "none":
         try:
             httpx.get(f"{chosen.server}/healthz", timeout=1.0, trust_env=False).raise_for_status()
@@ -177,7 +196,8 @@ def _client(chosen: argparse.Namespace) -> Iterator[Client]:
             return
     from serving.server import background
 
-    with background(_config(chosen, "127.0.0.1", 0)) as url, Client(url, api_key=key) as client:
+    config = _config(chosen, "127.0.0.1", 0)
+    with background(config) as url, Client(url, api_key=config.page_key) as client:
         yield client
 
 

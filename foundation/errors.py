@@ -14,7 +14,8 @@
     │   └── AdapterRefused            adapter_refused        wrong base, unbound tensor, pickled weight, unknown file
     ├── ManifestError                 manifest_invalid       names the rows and the remedy
     └── ServiceError
-        ├── Unauthorized              unauthorized
+        ├── Unauthorized              unauthorized           no key, or one that is not known
+        ├── Forbidden                 forbidden              a key without the scope
         ├── Overloaded                overloaded             carries retry_after_s
         ├── DeadlineExceeded          deadline_exceeded
         └── EngineUnavailable         engine_unavailable
@@ -91,6 +92,10 @@ class ServiceError(VesaliusError):
 
 class Unauthorized(ServiceError):
     code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    code = "forbidden"
 
 
 class Overloaded(ServiceError):

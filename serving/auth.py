@@ -1,13 +1,12 @@
-"""Who may speak to the server: this machine alone without a key, anyone with the key otherwise.
+"""Who may speak to the server: this machine alone where there are no keys, the holder of a key with the scope otherwise.
 
-Without a key the server listens on a loop-back address only, and answers only requests that name this
-machine in their Host and Origin headers, so that a web page open in the user's browser cannot reach it.
+Without keys the server listens on a loop-back address only, and answers only requests that name this machine in
+their Host and Origin headers, so that a web page open in the user's browser cannot reach it. The guard stands in front
+of routing: what it does not let through is never looked up, whatever its method or address.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import os
 from urllib.parse import urlsplit
@@ -15,11 +14,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from foundation.errors import InvalidRequest, Unauthorized
+from foundation.errors import Forbidden, InvalidRequest, Unauthorized, VesaliusError
+from serving.call import current_call
 from serving.http_errors import error_response
+from serving.keys import ApiKey, KeyRing
+from serving.rates import RateLimiter
+from serving.scopes import scope_for
 
 KEY_VARIABLE = "VESALIUS_API_KEY"
-MIN_KEY_CHARS = 16
 
 
 def key_from_environment() -> str | None:
@@ -37,19 +39,20 @@ def is_loop_back(host: str) -> bool:
         return False
 
 
-def check_bind(host: str, api_key: str | None) -> None:
-    """Refuse to start on an address others can reach without a key, or with a key that can be guessed."""
-    if api_key is not None and len(api_key) < MIN_KEY_CHARS:
-        raise InvalidRequest(
-            f"The API key is shorter than {MIN_KEY_CHARS} characters. "
-            'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"',
-            param="api_key",
-        )
-    if api_key is None and not is_loop_back(host):
-        raise InvalidRequest(
-            f"'{host}' can be reached from other machines, and no API key is set. Set VESALIUS_API_KEY, or serve on 127.0.0.1.",
-            param="host",
-        )
+def check_bind(host: str, ring: KeyRing) -> None:
+    """Refuse to start on an address that others can reach while nobody could be told from anybody."""
+    if is_loop_back(host) or (not ring.is_open and ring.active):
+        return
+    raise InvalidRequest(
+        f"'{host}' can be reached from other machines, and there is no API key. Make one with "
+        f"`vesalius keys add NAME` (or set {KEY_VARIABLE}), or serve on 127.0.0.1.",
+        param="host",
+    )
+
+
+def operator_ring(api_key: str | None) -> KeyRing:
+    """A ring of the operator's own key, which may do everything; without one it is open."""
+    return KeyRing(given=() if api_key is None else (ApiKey.given(api_key, "operator"),), guards=api_key is not None)
 
 
 def _names_this_machine(headers: Headers) -> bool:
@@ -59,32 +62,56 @@ def _names_this_machine(headers: Headers) -> bool:
 
 
 class KeyGuard:
-    """ASGI middleware in front of every route: the key when there is one, the loop-back rule when there is none."""
+    """ASGI middleware in front of every route: key, scope and rate where there are keys, the loop-back rule where not."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing, rates: RateLimiter | None = None) -> None:
         self.app = app
-        self._key_hash = hashlib.sha256(api_key.encode()).digest() if api_key is not None else None
+        self._ring = ring
+        self._rates = rates or RateLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        problem = self._problem(Headers(scope=scope))
-        if problem is None:
-            await self.app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # no route speaks it
         else:
-            await error_response(problem)(scope, receive, send)
+            try:
+                self._check(scope)
+            except VesaliusError as error:
+                await error_response(error)(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
 
-    def _problem(self, headers: Headers) -> Unauthorized | None:
-        if self._key_hash is None:
-            if _names_this_machine(headers):
-                return None
-            return Unauthorized(
-                "This server runs without a key and answers only requests that name this machine "
-                f"(127.0.0.1 or localhost). Set {KEY_VARIABLE} to serve under another name."
-            )
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        if scheme.lower() == "bearer" and hmac.compare_digest(given, self._key_hash):
-            return None
-        return Unauthorized("A valid API key is needed: send 'Authorization: Bearer KEY'.")
+    def _check(self, scope: Scope) -> None:
+        """Raises Unauthorized, Forbidden or Overloaded."""
+        headers = Headers(scope=scope)
+        key = self._ring.find(_bearer(headers))
+        if key is not None:
+            current_call().caller = key.id
+        if self._ring.is_open:
+            if not _names_this_machine(headers):
+                raise _not_this_machine()
+            return
+        if key is None:
+            raise Unauthorized("A valid API key is needed: send 'Authorization: Bearer KEY'.")
+        self._admit(key, scope["method"], scope["path"])
+
+    def _admit(self, key: ApiKey, method: str, path: str) -> None:
+        needed = scope_for(method, path)
+        if needed is None:
+            return  # health is never rationed
+        if needed not in key.scopes:
+            raise Forbidden(f"This key is not good for the scope '{needed}', which this address needs. Use another key.")
+        self._rates.admit(key.id, key.per_minute)
+
+
+def _bearer(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _not_this_machine() -> Unauthorized:
+    return Unauthorized(
+        "This server runs without a key and answers only requests that name this machine (127.0.0.1 or localhost). "
+        "Make a key with `vesalius keys add NAME` to serve under another name."
+    )

@@ -8,13 +8,14 @@ ServerConfig   where it listens and who may speak to it
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from foundation.errors import InvalidRequest
 from serving.decode_pool import DecodeConfig
-from serving.limits import ServerLimits
+from serving.limits import MIB, ServerLimits
 from serving.scheduler import Budget
 
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -26,7 +27,8 @@ FINDINGS_ADAPTER = "cxr-findings"
 class EngineConfig:
     """checkpoint: "bundled", a folder or "hf-hub:ORG/NAME". adapters_dir: the user's adapters beside the bundled ones.
 
-    model_name: what callers call the base; derived from the checkpoint where empty. precision: "auto" measures at start and
+    model_name: what callers call the base; derived from the checkpoint where empty. cached_film_bytes: of
+    features kept of recent films. precision: "auto" measures at start and
     keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot.
     """
@@ -43,6 +45,7 @@ class EngineConfig:
     chats: int = 8
     tokens_per_turn: int = 4
     cached_texts: int = 8192
+    cached_film_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -50,6 +53,8 @@ class EngineConfig:
         for name in ("tokens_per_turn", "cached_texts"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)
+        if self.cached_film_bytes < 0:
+            raise InvalidRequest("cached_film_bytes must not be negative; 0 keeps no film.", param="cached_film_bytes")
         if self.threads < 0:
             raise InvalidRequest("threads must not be negative; 0 means as many as there are cores.", param="threads")
         _ = self.budget
@@ -67,12 +72,43 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class TlsConfig:
+    """Files in PEM: the server's certificate (with its chain) and its private key, without a password."""
+
+    certificate: str
+    key: str
+
+    def __post_init__(self) -> None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.certificate, self.key, password=_no_password
+            )
+        except OSError:
+            raise InvalidRequest(
+                f"'{self.certificate}' and '{self.key}' are not a certificate and its private key (PEM, without a password).",
+                param="tls_certificate",
+            ) from None
+
+
+def _no_password() -> str:
+    raise OSError  # instead of a question on the terminal
+
+
+@dataclass(frozen=True)
 class ServerConfig:
-    """port 0 takes a free one. start_limit_s: how long the engine may take to open its model."""
+    """port 0 takes a free one. start_limit_s: how long the engine may take to open its model.
+
+    home: where keys and the audit log lie, None for the default (serving/home.py). api_key: the operator's own.
+    page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
+    restart_patience_s: how long a request waits for an engine that is being replaced.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
+    page_key: str | None = field(default=None, repr=False)
+    home: str | None = None
+    tls: TlsConfig | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     limits: ServerLimits = field(default_factory=ServerLimits)
@@ -80,6 +116,7 @@ class ServerConfig:
     hang_limit_s: float = 120.0
     canary_interval_s: float = 30.0
     drain_s: float = 10.0
+    restart_patience_s: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

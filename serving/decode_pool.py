@@ -81,7 +81,21 @@ class DecodePool:
         self._all.clear()
 
     async def decode(self, raw: RawFilm, contract: InputContract) -> Film:
-        """Raises FilmError, InvalidRequest (slice or window), Overloaded or EngineUnavailable."""
+        """Raises FilmError, InvalidRequest (slice or window), Overloaded or EngineUnavailable.
+
+        A decoder may be lost for reasons that are not its film's, so a film is blamed for it only the second time.
+        """
+        try:
+            return await self._decode_once(raw, contract)
+        except PeerLostError:
+            pass
+        try:
+            return await self._decode_once(raw, contract)
+        except PeerLostError:
+            raise FilmUnreadable("The film broke the decoder: it is damaged. Export it again.") from None
+
+    async def _decode_once(self, raw: RawFilm, contract: InputContract) -> Film:
+        """As `decode`; raises PeerLostError where the decoder was lost over it."""
         if self._waiting >= self.config.max_waiting:
             raise Overloaded("Too many films wait to be decoded. Try again in a moment.", retry_after_s=1.0)
         self._waiting += 1
@@ -108,7 +122,7 @@ class DecodePool:
             ) from None
         except PeerLostError:
             self._replace(decoder)
-            raise FilmUnreadable("The film broke the decoder: it is damaged. Export it again.") from None
+            raise
         self._idle.put_nowait(decoder)
         if reply["kind"] == "refused":
             raise _error(reply)

@@ -31,6 +31,7 @@ from foundation.preprocess import normalise
 from serving.cache import LruCache
 from serving.chat_work import ChatWork, Opening
 from serving.config import EngineConfig
+from serving.feature_cache import FeatureCache, FeatureKey
 from serving.generation import ChatLane
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle
@@ -73,7 +74,8 @@ class Engine:
         self._tools = Tools(self.backbone, residency, Gate.load(checkpoint.folder), self.config.findings_adapter)
         self._chats = ChatLane(decoder, self.config.tokens_per_turn)
         self._can_chat = decoder is not None
-        self._texts: LruCache[str, Tensor] = LruCache(self.config.cached_texts)
+        self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
+        self._films = FeatureCache(self.config.cached_film_bytes)
         self.trunk_rows = 0  # films through the trunk so far
 
     @classmethod
@@ -117,6 +119,12 @@ class Engine:
         """Stop writing a chat; False if it is not being written."""
         return self._chats.cancel(request_id)
 
+    def forget(self, tenant: str, study: str) -> None:
+        """Drop what is kept of one tenant's film, or of everything the tenant sent where `study` is empty."""
+        self._films.forget(tenant, study)
+        while not study and self._texts.evict(lambda key: key[0] == tenant) is not None:
+            pass
+
     def answer(self, request: Request) -> Iterator[Outcome]:
         """One request from beginning to end, without a queue."""
         yield from self.run(Batch((request,)))
@@ -127,7 +135,7 @@ class Engine:
         """The canary: a blank film through the trunk. Raises what goes wrong."""
         size = self.backbone.contract.size
         film = Film(np.zeros((size, size, 3), np.uint8), digest="0" * 64)
-        self._answer_all((Request(id=0, operation="embed_image", film=film),))
+        self._answer_all((Request(id=0, operation="embed_image", film=film, stores=False),))
 
     def _run(self, requests: Sequence[Request]) -> list[Outcome]:
         if not requests:
@@ -136,7 +144,7 @@ class Engine:
             return self._answer_all(requests)
         except Exception as error:  # whatever it was, its neighbours must not suffer, and it must be told
             if len(requests) == 1:
-                return [fault(requests[0].id, error)]
+                return [fault(requests[0].id, error, requests[0].trace)]
         half = len(requests) // 2
         return self._run(requests[:half]) + self._run(requests[half:])
 
@@ -152,8 +160,8 @@ class Engine:
                 planned.append((request, self._plan(request, pinned)))
             except VesaliusError as error:
                 outcomes.append(failure(request.id, error))
-        features = self._look([view for _, work in planned for view in work.views])
-        texts = self._read([text for _, work in planned for text in work.texts])
+        features = self._look([(request, view) for request, work in planned for view in work.views])
+        texts = self._read([(request, text) for request, work in planned for text in work.texts])
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
             seen = Seen(
@@ -182,9 +190,23 @@ class Engine:
 
         self._chats.start(request, opening, finish)
 
-    def _look(self, views: Sequence[View]) -> dict[Any, ImageFeatures]:
-        """Each distinct view's features (B = 1), all from one forward."""
-        distinct = {_view_key(view): view for view in views}
+    def _look(self, wanted: Sequence[tuple[Request, View]]) -> dict[Any, ImageFeatures]:
+        """Each distinct view's features (B = 1): what its tenant has asked about before, and the rest from one forward."""
+        found: dict[Any, ImageFeatures] = {}
+        missing: dict[Any, View] = {}
+        for request, view in wanted:
+            held = self._films.get(_feature_key(request, view)) if self._films.capacity_bytes else None
+            if held is None:
+                missing[_view_key(view)] = view
+            else:
+                found[_view_key(view)] = held
+        found |= self._forward(missing)  # what anyone misses is computed, whoever else has it
+        for request, view in wanted:
+            if request.stores and self._films.capacity_bytes:
+                self._films.put(_feature_key(request, view), found[_view_key(view)])
+        return found
+
+    def _forward(self, distinct: Mapping[Any, View]) -> dict[Any, ImageFeatures]:
         if not distinct:
             return {}
         films = [normalise(view.pixels, self.backbone.contract) for view in distinct.values()]
@@ -194,15 +216,21 @@ class Engine:
         self.trunk_rows += len(distinct)
         return {key: _row(features, index) for index, key in enumerate(distinct)}
 
-    def _read(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Each distinct text's embedding (E,), from the cache where it is known."""
-        distinct = dict.fromkeys(texts)
-        known = {text: held for text in distinct if (held := self._texts.get(text)) is not None}
-        missing = [text for text in distinct if text not in known]
+    def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
+        """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""
+        known: dict[str, Tensor] = {}
+        missing: dict[str, None] = {}
+        for request, text in wanted:
+            held = self._texts.get((request.tenant, text))
+            if held is None:
+                missing[text] = None
+            else:
+                known[text] = held
         if missing:
-            for text, embedding in zip(missing, self.backbone.encode_text(missing).float(), strict=True):
-                known[text] = embedding
-                self._texts.put(text, embedding.clone())
+            known |= dict(zip(missing, self.backbone.encode_text(list(missing)).float(), strict=True))
+        for request, text in wanted:
+            if request.stores and (request.tenant, text) not in self._texts:
+                self._texts.put((request.tenant, text), known[text].clone())
         return known
 
     def _finished(
@@ -220,11 +248,11 @@ class Engine:
         return {**value, "provenance": provenance, "compute_ms": compute_ms}
 
 
-def fault(request_id: int, error: Exception) -> Outcome:
+def fault(request_id: int, error: Exception, trace: str = "") -> Outcome:
     """The Outcome of something unforeseen. The log says where, never what: its text may hold a caller's words."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    log.error("unforeseen %s at %s", type(error).__name__, places)
+    log.error("unforeseen %s at %s", type(error).__name__, places, extra={"request": trace})
     return Outcome(request_id, error_code="internal_error", error_message=FAULT)
 
 
@@ -239,6 +267,11 @@ def _open_decoder(checkpoint: Checkpoint) -> Decoder | None:
 def _view_key(view: View) -> tuple[bytes, int]:
     """Equal for equal pixels through the same adapter."""
     return view.pixels.tobytes(), view.slot
+
+
+def _feature_key(request: Request, view: View) -> FeatureKey:
+    study = request.film.digest if request.film is not None else ""
+    return FeatureKey.of(request.tenant, study, view.pixels.tobytes(), view.resident.digest if view.resident else "")
 
 
 def _row(features: ImageFeatures, index: int) -> ImageFeatures:

@@ -45,6 +45,7 @@ class Answers:
     def __init__(self, request_id: int) -> None:
         self.request_id = request_id
         self.is_over = False
+        self.is_lost = False  # ended because the engine did
         self._arrived: asyncio.Queue[Outcome] = asyncio.Queue()
 
     def put(self, outcome: Outcome) -> None:
@@ -74,6 +75,7 @@ class EngineLink:
         self._hang_limit_s = hang_limit_s
         self._module = module
         self._running: _Running | None = None
+        self._up = asyncio.Event()
         self._waiting: dict[int, Answers] = {}
         self._last_heard = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,6 +103,21 @@ class EngineLink:
         if running is not None:
             await end(running.process, running.channel)
 
+    async def wait_up(self, limit_s: float) -> bool:
+        """Whether the engine runs, within this time."""
+        if self.is_up:
+            return True
+        try:
+            await asyncio.wait_for(self._up.wait(), limit_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def forget(self, tenant: str, study: str) -> None:
+        """Have the engine drop what it keeps; an engine that is not there keeps nothing."""
+        if self._running is not None:
+            self._running.channel.post({"kind": "forget", "tenant": tenant, "study": study})
+
     async def ask(self, request: Request) -> Answers:
         """Send a request; its Outcomes, an error included, come through the Answers. Close them with `release`."""
         answers = Answers(request.id)
@@ -115,6 +132,7 @@ class EngineLink:
         except UnicodeEncodeError:
             self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
         except PeerLostError:
+            answers.is_lost = True
             self._deliver(failure(request.id, EngineUnavailable(LOST)))
         except asyncio.CancelledError:
             self.release(answers)
@@ -146,6 +164,7 @@ class EngineLink:
         self.facts = greeting["facts"]
         self.last_forward = self._last_heard = time.monotonic()  # the engine's own check
         self._running = _Running(process, channel)
+        self._up.set()
 
     async def _keep_alive(self) -> None:
         """Read what the engine says; when it is gone, tell everyone and start another."""
@@ -174,6 +193,7 @@ class EngineLink:
                     self._deliver(outcome_from_plain(message["outcome"]))
         except PeerLostError:
             self._running = None
+            self._up.clear()
             kill(running.process)
             running.channel.close()
             self._fail_all()
@@ -197,7 +217,8 @@ class EngineLink:
             del self._waiting[outcome.request_id]
 
     def _fail_all(self) -> None:
-        for request_id in list(self._waiting):
+        for request_id, answers in list(self._waiting.items()):
+            answers.is_lost = True
             self._deliver(failure(request_id, EngineUnavailable(LOST)))
 
 

@@ -33,6 +33,8 @@ class Runs(Protocol):
 
     def cancel(self, request_id: int) -> bool: ...
 
+    def forget(self, tenant: str, study: str) -> None: ...
+
 
 class EngineLoop:
     def __init__(
@@ -80,6 +82,8 @@ class EngineLoop:
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
             self._scheduler.add([request_from_plain(message["request"])])
+        elif message["kind"] == "forget":
+            self._engine.forget(message["tenant"], message["study"])
         elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):
             self._engine.cancel(message["id"])
 

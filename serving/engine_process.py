@@ -17,13 +17,14 @@ from dataclasses import asdict
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
 from serving.engine_loop import EngineLoop
+from serving.logs import configure
 from serving.scheduler import Scheduler
 from serving.spawn import parent_channel
 from serving.transport import Channel, PeerLostError
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure(logging.WARNING)
     channel = parent_channel()
     try:
         serve(channel, EngineConfig(**channel.receive()["config"]))

@@ -84,6 +84,7 @@ class FakeGateway:
     is_ready: bool = True
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
+    forgotten: list[tuple[str, str]] = field(default_factory=list)
 
     async def decode(self, raw: RawFilm) -> Film:
         return fake_film(raw)
@@ -104,6 +105,9 @@ class FakeGateway:
             "classify": self._classify,
         }
         return Outcome(request.id, {**values[request.operation](request), **_provenance(request), "compute_ms": 1.0})
+
+    def forget(self, tenant: str, study: str = "") -> None:
+        self.forgotten.append((tenant, study))
 
     async def stream(self, request: Request) -> AsyncGenerator[Outcome, None]:
         self.requests.append(request)

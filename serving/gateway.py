@@ -76,6 +76,10 @@ class Gateway(Protocol):
         """The pieces of a chat answer in order; the last has `is_final`. Closing the iterator cancels the request."""
         ...
 
+    def forget(self, tenant: str, study: str = "") -> None:
+        """Drop what is kept of one tenant's film (by its digest), or of everything the tenant sent."""
+        ...
+
     def models(self) -> list[ModelInfo]:
         """The base model first, then the adapters, each with its capabilities."""
         ...

@@ -114,7 +114,7 @@ class ChatLane:
     def cancel(self, request_id: int) -> bool:
         return self._chats.pop(request_id, None) is not None
 
-    def turn(self, now: float, on_fault: Callable[[int, Exception], Outcome]) -> list[Outcome]:
+    def turn(self, now: float, on_fault: Callable[[int, Exception, str], Outcome]) -> list[Outcome]:
         """Each chat goes on by a few tokens."""
         outcomes: list[Outcome] = []
         for chat, finish in list(self._chats.values()):
@@ -129,7 +129,7 @@ class ChatLane:
         chat: Chat,
         finish: Callable[[Value], Mapping[str, Any]],
         now: float,
-        on_fault: Callable[[int, Exception], Outcome],
+        on_fault: Callable[[int, Exception, str], Outcome],
     ) -> list[Outcome]:
         number, deadline = chat.request.id, chat.request.deadline
         if deadline is not None and deadline <= now:
@@ -142,7 +142,7 @@ class ChatLane:
         except VesaliusError as error:
             return [failure(number, error)]
         except Exception as error:  # the caller must have an answer, and the other chats go on
-            return [on_fault(number, error)]
+            return [on_fault(number, error, chat.request.trace)]
 
 
 def not_assessed(looks_like: str) -> str:

@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from foundation.errors import InvalidRequest, Overloaded, ServiceError, VesaliusError
+from foundation.errors import EngineUnavailable, InvalidRequest, Overloaded, ServiceError, VesaliusError
+from serving.call import current_call
 
 log = logging.getLogger("serving.api")
 
@@ -56,6 +57,17 @@ class InternalError(ServiceError):
         super().__init__(message)
 
 
+class AuditUnavailable(ServiceError):
+    """Nothing is answered that could not be remembered."""
+
+    code = "audit_unavailable"
+
+    def __init__(
+        self, message: str = "The server cannot write its audit log, so it answers nothing. Its operator finds more in its log."
+    ) -> None:
+        super().__init__(message)
+
+
 STATUS: Mapping[str, int] = {
     "vesalius_error": 500,
     "invalid_request": 400,
@@ -72,6 +84,7 @@ STATUS: Mapping[str, int] = {
     "manifest_invalid": 400,
     "service_error": 500,
     "unauthorized": 401,
+    "forbidden": 403,
     "overloaded": 429,
     "deadline_exceeded": 504,
     "engine_unavailable": 503,
@@ -82,9 +95,11 @@ STATUS: Mapping[str, int] = {
     "media_type_unsupported": 415,
     "body_timeout": 408,
     "internal_error": 500,
+    "audit_unavailable": 503,
 }
 
-_TYPE_BY_STATUS: Mapping[int, str] = {401: "authentication_error", 429: "rate_limit_error"}
+ENGINE_RETRY_S = 5  # a lost engine opens a model of ordinary size in about this time
+_TYPE_BY_STATUS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _BY_HTTP_STATUS: Mapping[int, VesaliusError] = {
     404: RouteNotFound("There is no such address here. GET /openapi.json lists the routes."),
     405: MethodNotAllowed("This address does not answer that method. GET /openapi.json lists the routes."),
@@ -105,7 +120,7 @@ def error_from(code: str, message: str, *, param: str | None = None, retry_after
             continue
         if issubclass(kind, Overloaded):
             return kind(message, retry_after_s=retry_after_s)
-        error = InternalError(message) if issubclass(kind, InternalError) else kind(message)
+        error = kind(message)
         error.param = param
         return error
     return InternalError()
@@ -130,9 +145,13 @@ def error_object(error: VesaliusError) -> dict[str, Any]:
 
 
 def error_response(error: VesaliusError) -> JSONResponse:
+    """The whole answer; the call's record learns its code."""
+    current_call().errors.append(error.code)
     headers = {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, EngineUnavailable):
+        headers["Retry-After"] = str(ENGINE_RETRY_S)
     if status_of(error) == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": error_object(error)}, status_code=status_of(error), headers=headers)

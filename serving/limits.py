@@ -5,6 +5,7 @@ Knows nothing of HTTP beyond the numbers; `http_errors.py` turns Overloaded into
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,8 @@ class Budget:
         self._what = what
         self._clock = clock
         self._typical_stay_s = 1.0  # moving average of how long a holder keeps its share
+        self._held_since: dict[int, float] = {}  # in order of arrival
+        self._tickets = itertools.count()
 
     @contextmanager
     def take(self, amount: int) -> Iterator[None]:
@@ -88,14 +91,17 @@ class Budget:
                 retry_after_s=self.retry_after_s,
             )
         self.in_use += amount
-        since = self._clock()
+        since, ticket = self._clock(), next(self._tickets)
+        self._held_since[ticket] = since
         try:
             yield
         finally:
             self.in_use -= amount
+            del self._held_since[ticket]
             self._typical_stay_s += 0.2 * (self._clock() - since - self._typical_stay_s)
 
     @property
     def retry_after_s(self) -> float:
-        """When a share is expected to be free, between one second and one minute."""
-        return min(60.0, max(1.0, self._typical_stay_s))
+        """When the oldest holder is expected to leave, between one second and one minute."""
+        oldest = next(iter(self._held_since.values()), self._clock())
+        return min(60.0, max(1.0, oldest + self._typical_stay_s - self._clock()))

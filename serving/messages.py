@@ -80,6 +80,9 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     arrival: float = 0.0
     deadline: float | None = None
+    tenant: str = ""  # whose request it is: nothing kept for one tenant is ever used for another
+    stores: bool = True  # whether anything of it may be kept once it is answered
+    trace: str = ""  # the call's id, for the log
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.api.app import create_app
+from serving.api.trail import Trail
+from serving.audit import AuditLog
 from serving.auth import check_bind
 from serving.config import ServerConfig
+from serving.home import home_folder
+from serving.keys import KEYS_FILE, ApiKey, KeyFile, KeyRing
 from serving.worker import Worker
 
 Announce = Callable[[str], None]
@@ -33,12 +39,16 @@ def serve(config: ServerConfig, announce: Announce = print) -> None:
 
 async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], None]) -> None:
     """Start, serve, and on the way out let what runs finish (`drain_s`), then end every process."""
-    check_bind(config.host, config.api_key)
+    ring = key_ring(config)
+    check_bind(config.host, ring)
+    trail = Trail(AuditLog(config.home))
     with listen(config) as listener:
         worker = Worker(config)
         await worker.start()
         try:
-            server = uvicorn.Server(_uvicorn_config(config, worker))
+            trail.opened("server started")
+            app = create_app(worker, limits=config.limits, keys=ring, trail=trail)
+            server = Server(_uvicorn_config(config, app))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
@@ -47,6 +57,33 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
             await serving
         finally:
             await worker.close()
+            trail.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn that drains on SIGTERM and Ctrl-C and then returns, so that every process is ended and the log closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def key_ring(config: ServerConfig) -> KeyRing:
+    """The keys of the home folder, the operator's and the page's."""
+    given = [ApiKey.given(config.api_key, "operator")] if config.api_key is not None else []
+    if config.page_key is not None:
+        given.append(ApiKey.given(config.page_key, "page", ("infer",)))
+    return KeyRing(KeyFile(home_folder(config.home) / KEYS_FILE), given, guards=config.api_key is not None)
 
 
 @contextmanager
@@ -87,12 +124,13 @@ def listen(config: ServerConfig) -> socket.socket:
         ) from None
 
 
-def _uvicorn_config(config: ServerConfig, worker: Worker) -> uvicorn.Config:
-    app = create_app(worker, limits=config.limits, api_key=config.api_key)
+def _uvicorn_config(config: ServerConfig, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         access_log=False,
-        log_level="warning",
+        log_config=None,  # logging is set up once a process, by `logs.configure`
+        ssl_certfile=config.tls.certificate if config.tls else None,
+        ssl_keyfile=config.tls.key if config.tls else None,
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=int(config.drain_s),
@@ -101,4 +139,4 @@ def _uvicorn_config(config: ServerConfig, worker: Worker) -> uvicorn.Config:
 
 def _url(config: ServerConfig, listener: socket.socket) -> str:
     host = f"[{config.host}]" if ":" in config.host and not config.host.startswith("[") else config.host
-    return f"http://{host}:{listener.getsockname()[1]}"
+    return f"{'https' if config.tls else 'http'}://{host}:{listener.getsockname()[1]}"

@@ -13,6 +13,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,12 @@ from serving.transport import contract_from_plain
 log = logging.getLogger("serving.worker")
 _LISTING_LIVES_S = 1.0
 _CANARY_LIMIT_S = 60.0
+_CANARY_GRACE_S = 5.0
 _TASKS: Mapping[str, tuple[Operation, ...]] = {"classification": ("classify",)}
+
+
+class _LostUnheardError(Exception):
+    """The engine was lost before it said anything about a request, so asking again repeats nothing."""
 
 
 class Worker:
@@ -45,7 +52,8 @@ class Worker:
         self._stores = (AdapterStore(LIBRARY), *(AdapterStore(root) for root in user_roots))
         self._listed: tuple[float, list[ModelInfo]] = (-_LISTING_LIVES_S, [])
         self._canary: asyncio.Task[None] | None = None
-        self._canary_failed = False
+        self._asking_again = asyncio.Lock()
+        self._failed_engine: int | None = None  # which of the engines started so far failed its last canary
 
     async def start(self) -> None:
         """Both kinds of process, side by side. Raises why the engine or a decoder cannot start."""
@@ -69,24 +77,54 @@ class Worker:
         return await self.pool.decode(raw, self.contract)
 
     async def ask(self, request: Request) -> Outcome:
-        answers = await self.link.ask(request)
-        try:
-            while not (outcome := await answers.get()).is_final:
-                pass
-            return outcome
-        finally:
-            self.link.release(answers)
+        async with aclosing(self.stream(request)) as outcomes:
+            async for outcome in outcomes:
+                if outcome.is_final:
+                    return outcome
+        raise AssertionError("unreachable")
 
     async def stream(self, request: Request) -> AsyncGenerator[Outcome, None]:
+        """An engine that is being replaced is waited for; a request lost with one before its first piece is asked again.
+
+        Once, and one such request at a time: if it was the one that killed the engine, it takes no other with it.
+        """
+        await self.link.wait_up(self._patience_s(request))
+        try:
+            async with aclosing(self._stream_once(request)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+            return
+        except _LostUnheardError:
+            pass
+        async with self._asking_again:
+            await self.link.wait_up(self._patience_s(request))
+            async with aclosing(self._stream_once(replace(request, id=next_request_id()), is_last=True)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+
+    async def _stream_once(self, request: Request, *, is_last: bool = False) -> AsyncGenerator[Outcome, None]:
+        """The pieces. Raises _LostUnheardError where the engine was lost before the first one, unless this is_last."""
         answers = await self.link.ask(request)
+        is_first = True
         try:
             while True:
                 outcome = await answers.get()
+                if is_first and answers.is_lost and not is_last:
+                    raise _LostUnheardError
                 yield outcome
+                is_first = False
                 if outcome.is_final:
                     return
         finally:
             self.link.release(answers)
+
+    def _patience_s(self, request: Request) -> float:
+        """How long this request may wait for an engine that is being started."""
+        left_s = self.config.restart_patience_s if request.deadline is None else request.deadline - time.monotonic()
+        return max(0.0, min(left_s, self.config.restart_patience_s))
+
+    def forget(self, tenant: str, study: str = "") -> None:
+        self.link.forget(tenant, study)
 
     def models(self) -> list[ModelInfo]:
         """The base first. Looks at the store again when the last look is a moment old: a new adapter is live at once."""
@@ -102,8 +140,10 @@ class Worker:
         reason = ""
         if not self.link.is_up:
             reason = AWAY
-        elif self._canary_failed:
+        elif self._failed_engine == self.link.restarts:
             reason = "The engine did not answer its last check."
+        elif age_s is None or age_s > self._stale_s:
+            reason = f"The engine has finished nothing for over {self._stale_s:.0f} seconds."
         return Readiness(not reason, age_s, len(self.link), reason)
 
     @property
@@ -169,13 +209,20 @@ class Worker:
             last = self.link.last_forward
             if not self.link.is_up or (last is not None and time.monotonic() - last < interval_s):
                 continue
+            engine = self.link.restarts
             try:
                 async with asyncio.timeout(_CANARY_LIMIT_S):
-                    self._canary_failed = (await self.ask(self._blank())).is_error
+                    is_well = not (await self.ask(self._blank())).is_error
             except TimeoutError:
-                self._canary_failed = True
+                is_well = False
+            self._failed_engine = None if is_well else engine
+
+    @property
+    def _stale_s(self) -> float:
+        """An engine that lives has answered something by then: a canary is due after each interval."""
+        return 2 * self.config.canary_interval_s + _CANARY_GRACE_S
 
     def _blank(self) -> Request:
         size = self.contract.size
         film = Film(np.zeros((size, size, 3), np.uint8), digest="0" * 64)
-        return Request(id=next_request_id(), operation="embed_image", film=film, arrival=time.monotonic())
+        return Request(id=next_request_id(), operation="embed_image", film=film, arrival=time.monotonic(), stores=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["VESALIUS_HOME"] = tempfile.mkdtemp(prefix="vesalius-home-")  # never the keys and the log of who runs the tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -96,7 +96,8 @@ def build_visual(recipe: ModelRecipe, size: int) -> Any:
     from open_clip.timm_model import TimmModel
 
     visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
-    is_size_bound = timm.get_pretrained_cfg(recipe.timm_name).fixed_input_size
+    known = timm.get_pretrained_cfg(recipe.timm_name)  # None for a tower that timm does not carry itself
+    is_size_bound = known is None or known.fixed_input_size
     bound = {"img_size": size} if is_size_bound else {}
     visual.trunk = timm.create_model(recipe.timm_name, drop_path_rate=recipe.drop_path, **bound)
     visual.trunk.reset_classifier(0, global_pool="avg")

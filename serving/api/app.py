@@ -17,12 +17,14 @@ from starlette.responses import JSONResponse
 from starlette.types import Lifespan
 
 from foundation.errors import InvalidRequest, VesaliusError
-from serving.api import chat, classify, embeddings, health, models, zero_shot
+from serving.api import chat, classify, embeddings, health, kept, models, zero_shot
 from serving.api.observer import Observer
 from serving.api.service import Service
-from serving.auth import KeyGuard
+from serving.api.trail import Trail
+from serving.auth import KeyGuard, operator_ring
 from serving.gateway import Gateway
 from serving.http_errors import error_response, on_http_exception, on_vesalius_error
+from serving.keys import KeyRing
 from serving.limits import ServerLimits
 from serving.schemas.chat import ChatBody
 from serving.schemas.classify import ClassifyBody
@@ -31,7 +33,7 @@ from serving.schemas.embeddings import EmbeddingsBody
 from serving.schemas.zero_shot import HuggingFaceBody, ZeroShotBody
 
 _BODIES = (ZeroShotBody, HuggingFaceBody, ClassifyBody, EmbeddingsBody, ChatBody)
-_ROUTERS = (zero_shot.router, classify.router, embeddings.router, chat.router, models.router, health.router)
+_ROUTERS = (zero_shot.router, classify.router, embeddings.router, chat.router, models.router, kept.router, health.router)
 
 
 class VesaliusApp(FastAPI):
@@ -53,9 +55,11 @@ def create_app(
     *,
     limits: ServerLimits | None = None,
     api_key: str | None = None,
+    keys: KeyRing | None = None,
+    trail: Trail | None = None,
     lifespan: Lifespan[Any] | None = None,
 ) -> FastAPI:
-    """The API over `gateway`. Without `api_key` it answers only requests that name this machine."""
+    """The API over `gateway`. Without `api_key` or `keys` it answers only requests that name this machine."""
     service = Service(gateway, limits or ServerLimits())
     app = VesaliusApp(
         title="Vesalius",
@@ -70,8 +74,8 @@ def create_app(
     app.state.service = service
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(KeyGuard, api_key=api_key)
-    app.add_middleware(Observer, metrics=service.metrics)
+    app.add_middleware(KeyGuard, ring=keys or operator_ring(api_key))
+    app.add_middleware(Observer, metrics=service.metrics, trail=trail or Trail(None))
     app.add_exception_handler(VesaliusError, on_vesalius_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameter)

@@ -18,6 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from foundation.errors import InvalidRequest
+from serving.call import current_call
 from serving.http_errors import BodyTimeout, BodyTooLarge, MediaTypeUnsupported
 from serving.limits import MIB, ServerLimits
 from serving.schemas.parsing import BodyT, parse_fields, parse_json
@@ -43,13 +44,14 @@ async def read_body(request: Request, model: type[BodyT], limits: ServerLimits) 
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        async with asyncio.timeout(limits.body_timeout_s):
+        async with asyncio.timeout(current_call().within(limits.body_timeout_s)):
             if kind == "multipart/form-data":
                 return parse_fields(model, await _fields(await _read_form(request, limits), model))
             if kind == "application/json" or kind.endswith("+json"):
                 body = b"".join([chunk async for chunk in _counted(request, limits)])
                 return parse_json(model, body)
     except TimeoutError:
+        current_call().within(limits.body_timeout_s)  # raises where it was the caller's own deadline that passed
         raise BodyTimeout(f"The body did not arrive within {limits.body_timeout_s:g} seconds.") from None
     except ClientDisconnect:
         raise InvalidRequest("The body ended early.") from None

@@ -68,7 +68,7 @@ async def _outcomes(service: Service, conversation: Conversation) -> AsyncGenera
     is_first = True
     try:
         while True:
-            async with asyncio.timeout(service.limits.request_timeout_s):
+            async with asyncio.timeout(service.time_left_s):
                 outcome = await anext(pieces)
             if is_first:
                 service.metrics.first_token_seconds.observe(time.monotonic() - started)
@@ -124,10 +124,10 @@ async def _events(
         if shape.with_usage:
             yield shape.usage(usage)
     except VesaliusError as error:
-        service.metrics.item_errors.labels(error.code).inc()
+        service.count_error(error.code)
         yield error_event(error)
     except Exception as error:  # the stream has begun: only an event can still tell its reader
-        service.metrics.item_errors.labels("internal_error").inc()
+        service.count_error("internal_error")
         yield error_event(internal_error(error))
     yield DONE
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from foundation.errors import DeadlineExceeded, FilmError, InvalidRequest, VesaliusError
+from foundation.errors import FilmError, InvalidRequest, VesaliusError
 from serving.api.bodies import declared_bytes, read_body
 from serving.api.films import raw_film
+from serving.call import current_call
 from serving.gateway import Gateway, ModelInfo, next_request_id
 from serving.http_errors import ModelNotFound, error_from, internal_error
 from serving.limits import Budget, ServerLimits
@@ -49,7 +50,8 @@ class Service:
 
     @asynccontextmanager
     async def receive(self, http: HttpRequest, model: type[BodyT]) -> AsyncIterator[BodyT]:
-        """The checked body, its memory counted for as long as the block lasts."""
+        """The checked body, its memory counted for as long as the block lasts. Reads the headers that bind the call, too."""
+        current_call().read_headers(http.headers)
         with self.body_bytes.take(declared_bytes(http, self.limits)):
             yield await read_body(http, model, self.limits)
 
@@ -59,6 +61,7 @@ class Service:
             if info.name != name and not (name is None and info.kind == "base"):
                 continue
             if operation in info.capabilities:
+                current_call().note(operation, info.name)
                 return info
             can = ", ".join(info.capabilities) or "nothing"
             raise InvalidRequest(f"Model '{info.name}' cannot do '{operation}'; it can do: {can}.", param="model")
@@ -67,13 +70,17 @@ class Service:
 
     def request(self, operation: Operation, model: ModelInfo, *, film: Film | None = None, **content: Any) -> Request:
         arrival = time.monotonic()
+        call = current_call()
         return Request(
             id=next_request_id(),
             operation=operation,
             adapter=model.name if model.kind == "adapter" else None,
             film=film,
             arrival=arrival,
-            deadline=arrival + self.limits.request_timeout_s,
+            deadline=arrival + call.within(self.limits.request_timeout_s),
+            tenant=call.caller,
+            stores=call.stores,
+            trace=call.id,
             **content,
         )
 
@@ -81,7 +88,7 @@ class Service:
         """The film, or the error that names the field it came in."""
         raw = raw_film(film, name, shared)
         try:
-            async with asyncio.timeout(self.limits.request_timeout_s):
+            async with asyncio.timeout(self.time_left_s):
                 decoded = await self.gateway.decode(raw)
         except (FilmError, InvalidRequest) as error:
             error.param = name
@@ -89,12 +96,13 @@ class Service:
         except TimeoutError:
             raise self.too_late() from None
         self.metrics.decode_seconds.observe(decoded.decode_ms / 1000)
+        current_call().note_study(decoded.digest)
         return decoded
 
     async def ask(self, request: Request) -> Asked:
         """One answer. Raises what the Outcome says went wrong."""
         try:
-            async with asyncio.timeout(self.limits.request_timeout_s):
+            async with asyncio.timeout(self.time_left_s):
                 outcome = await self.gateway.ask(request)
         except TimeoutError:
             raise self.too_late() from None
@@ -111,10 +119,18 @@ class Service:
         timings = Timings(queue_ms=round(queue_ms, 2), decode_ms=round(decode_ms, 2), compute_ms=round(compute_ms, 2))
         return Asked(value, request.film, timings)
 
+    @property
+    def time_left_s(self) -> float:
+        """What this call may still take. Raises DeadlineExceeded when that is nothing."""
+        return current_call().within(self.limits.request_timeout_s)
+
     def too_late(self) -> VesaliusError:
-        return DeadlineExceeded(
-            f"No answer within {self.limits.request_timeout_s:g} seconds. Try again later, or send less at once."
-        )
+        return current_call().too_late(self.limits.request_timeout_s)
+
+    def count_error(self, code: str) -> None:
+        """One item failed, or a stream that had begun."""
+        self.metrics.item_errors.labels(code).inc()
+        current_call().errors.append(code)
 
     async def each(self, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T | VesaliusError]:
         """All answers together; one that fails leaves its error in its place. A lone one raises it instead."""
@@ -137,10 +153,10 @@ class Service:
         try:
             return await answer
         except VesaliusError as error:
-            self.metrics.item_errors.labels(error.code).inc()
+            self.count_error(error.code)
             return error
         except Exception as error:  # the caller must still get an answer for the other items
-            self.metrics.item_errors.labels("internal_error").inc()
+            self.count_error("internal_error")
             return internal_error(error)
 
 

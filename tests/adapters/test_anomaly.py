@@ -70,6 +70,15 @@ def test_p_equals_the_plain_definition() -> None:
         assert p == pytest.approx((surprise >= surprise[-1] - 1e-12).sum() / 13)
 
 
+def test_ties_count_against_the_film() -> None:
+    """A film like the strangest held-out one is not stranger: there are two such films among n + 1, not one."""
+    held = np.arange(9.0)[:, None].repeat(3, axis=1)
+    reference = NormalReference(held, np.ones(3))
+    assert reference.p_values(held[-1:]) == pytest.approx(2 / 10)
+    assert reference.p_values(held[-1:] + 1) == pytest.approx(1 / 10)
+    assert NormalReference(np.zeros((9, 3)), np.ones(3)).p_values(np.zeros((1, 3))) == pytest.approx(1.0)
+
+
 def test_stranger_films_get_smaller_p() -> None:
     reference = NormalReference(np.random.default_rng(2).normal(size=(99, 3)), np.ones(3))
     p = reference.p_values(np.array([[-2.0] * 3, [0.0] * 3, [9.0] * 3]))

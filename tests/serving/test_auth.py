@@ -10,7 +10,7 @@ from live_api import serving
 
 from foundation.errors import InvalidRequest
 from serving.api.app import create_app
-from serving.auth import check_bind, is_loop_back, key_from_environment
+from serving.auth import check_bind, is_loop_back, key_from_environment, operator_ring
 from serving.fake import FakeGateway
 
 KEY = "correct-horse-battery-staple"
@@ -19,15 +19,15 @@ KEY = "correct-horse-battery-staple"
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "LOCALHOST", "::1", "[::1]"])
 def test_loop_back_addresses(host: str) -> None:
     assert is_loop_back(host)
-    check_bind(host, None)
+    check_bind(host, operator_ring(None))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.2", "localhost.example.org", "", "example.org"])
 def test_other_addresses_need_a_key(host: str) -> None:
     assert not is_loop_back(host)
-    with pytest.raises(InvalidRequest, match="VESALIUS_API_KEY"):
-        check_bind(host, None)
-    check_bind(host, KEY)
+    with pytest.raises(InvalidRequest, match="vesalius keys add NAME"):
+        check_bind(host, operator_ring(None))
+    check_bind(host, operator_ring(KEY))
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_short_key_is_refused_everywhere() -> None:
     with pytest.raises(InvalidRequest, match="shorter than 16"):
-        check_bind("127.0.0.1", "secret")
+        operator_ring("secret")
 
 
 @pytest.fixture(scope="module")

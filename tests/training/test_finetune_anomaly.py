@@ -185,6 +185,20 @@ def test_no_patient_has_two_roles(counts: dict[str, int], tmp_path: Path) -> Non
     assert not patients(roles.train_abnormal) & (choose | patients(roles.choose_abnormal))
 
 
+def test_a_patient_with_both_kinds_of_films_stays_in_one_role(tmp_path: Path) -> None:
+    """Every patient has a normal and an ill film, so wherever the normal one measures, the ill one may not teach."""
+    path = write(tmp_path, {"train": 48}, ill_every={})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps(line | {"labels": [("normal", "ring")[n % 2]]}) for n, line in enumerate(lines)))
+    roles = assign_roles(load_manifest(path), lambda row: "normal" in row.labels, use_abnormal=True)
+    learn, held = (
+        {row.patient_id for row in roles.train_abnormal},
+        {row.patient_id for row in (*roles.choose, *roles.reference)},
+    )
+    assert learn
+    assert not learn & held
+
+
 def test_too_few_normal_films_are_refused(tmp_path: Path) -> None:
     rows = load_manifest(write(tmp_path, {"train": 8}))
     with pytest.raises(ManifestError, match="give at least 6"):
