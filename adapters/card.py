@@ -152,8 +152,11 @@ class AdapterCard:
             "metrics": lambda value: tuple(_record(Metric, item, "metrics") for item in value),
             "data": lambda value: tuple(_record(DataRecord, item, "data") for item in value),
         }
-        card: AdapterCard = _record(cls, {key: nested[key](v) if key in nested else v for key, v in raw.items()}, CARD)
-        card._check()
+        try:
+            card: AdapterCard = _record(cls, {key: nested[key](v) if key in nested else v for key, v in raw.items()}, CARD)
+            card._check()
+        except TypeError:  # a number where a list belongs, and the like
+            raise AdapterRefused(f"{CARD} holds a value of the wrong kind; the adapter has to be written again.") from None
         return card
 
     def _check(self) -> None:
@@ -179,7 +182,11 @@ def read_card(folder: Path) -> AdapterCard:
         raise AdapterNotFound(f"There is no adapter called {folder.name!r} here: its {CARD} is missing.")
     if path.stat().st_size > _MAX_CARD_BYTES:
         raise AdapterRefused(f"{CARD} is larger than {_MAX_CARD_BYTES >> 20} MiB; it cannot be a card.")
-    return AdapterCard.from_json(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise AdapterRefused(f"{CARD} is not UTF-8 text; the adapter has to be written again.") from None
+    return AdapterCard.from_json(text)
 
 
 def verify_folder(folder: Path) -> AdapterCard:

@@ -1,6 +1,7 @@
 """FakeBackbone: a random backbone of a few blocks with the whole Backbone contract, for tests and dry runs.
 
 Its image tower is a real one (`foundation/towers.py`) around a tiny timm model; its text tower adds up words.
+`make_fake_adapter` goes with it or with any other backbone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foundation.backbone import ImageFeatures
+from adapters.card import AdapterCard, BaseRecord, Calibration
+from adapters.files import Adapter
+from adapters.lora import LoraPair, LoraSpec, LoraWeights
+from adapters.tasks.classification import ClassificationHead
+from foundation.backbone import Backbone, ImageFeatures
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower, image_tower
 
@@ -55,6 +60,35 @@ class FakeBackbone:
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in text.lower().split()]
         rows = [np.random.default_rng(seed).standard_normal(self.embed_dim) for seed in seeds]
         return torch.tensor(np.sum(rows, axis=0), dtype=torch.float32)
+
+
+def make_fake_adapter(
+    backbone: Backbone | FakeBackbone, name: str, labels: Sequence[str], base: str = "fake", seed: int = 5
+) -> Adapter:
+    """A classification adapter of random weights that changes what the backbone says, calibrated at random too."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = LoraSpec(tuple(backbone.lora_targets()), rank=4, alpha=8)
+    pairs = {}
+    for target in spec.targets:
+        linear = backbone.image_tower.get_submodule(target)
+        assert isinstance(linear, nn.Linear)
+        first = torch.randn(4, linear.in_features, generator=generator)
+        pairs[target] = LoraPair(0.2 * first, 0.2 * torch.randn(linear.out_features, 4, generator=generator))
+    head = ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
+    for weight in (head.text.weight, head.query, head.value):
+        nn.init.normal_(weight, generator=generator)
+    steps = range(len(labels))
+    card = AdapterCard(
+        name=name,
+        task="classification",
+        labels=tuple(labels),
+        base=BaseRecord(base, backbone.fingerprint),
+        preprocessing_version=1,
+        head={"embed_dim": backbone.embed_dim, "width": backbone.width},
+        calibration=Calibration("platt", tuple(1.5 / (k + 1) for k in steps), tuple(0.3 * k - 0.2 for k in steps), "val", 10),
+        thresholds=tuple(0.4 + 0.2 * (k % 2) for k in steps),
+    )
+    return Adapter(card, LoraWeights(spec, pairs), head.state_dict())
 
 
 class _Visual(nn.Module):

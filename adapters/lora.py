@@ -167,8 +167,15 @@ def find_linear(tower: nn.Module, name: str) -> nn.Linear:
 
 
 def blocks_of(targets: Sequence[str]) -> tuple[str, ...]:
-    """The transformer blocks behind target names, in order: `blocks.3.attn.qkv` lies in `blocks.3`."""
-    return tuple(dict.fromkeys(target.rsplit(".", 2)[0] for target in targets))
+    """The blocks behind target names, in order: `blocks.3.attn.qkv` and `blocks.3.conv1` lie in `blocks.3`."""
+    return tuple(dict.fromkeys(map(_block_of, targets)))
+
+
+def _block_of(target: str) -> str:
+    """The name up to and with its last number, which is the block's."""
+    parts = target.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else target.rpartition(".")[0]
 
 
 def targets_from(targets: Sequence[str], first_block: int) -> tuple[str, ...]:
@@ -178,7 +185,7 @@ def targets_from(targets: Sequence[str], first_block: int) -> tuple[str, ...]:
     if not 0 <= start < len(blocks):
         raise InvalidRequest(f"first_block is {first_block}, but this tower has {len(blocks)} blocks.", param="first_block")
     kept = set(blocks[start:])
-    return tuple(target for target in targets if target.rsplit(".", 2)[0] in kept)
+    return tuple(target for target in targets if _block_of(target) in kept)
 
 
 def _plain(parameter: Tensor) -> Tensor:

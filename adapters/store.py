@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.card import CARD, AdapterCard, check_name, digest_of, read_card, verify_folder
-from foundation.errors import AdapterNotFound, AdapterRefused, InvalidRequest
+from foundation.errors import AdapterError, AdapterNotFound, AdapterRefused, InvalidRequest
 
 LIBRARY = Path(__file__).parent / "library"
 
@@ -32,6 +32,15 @@ class StoredAdapter:
     is_bundled: bool
 
 
+@dataclass(frozen=True)
+class RefusedAdapter:
+    """A folder that calls itself an adapter and cannot be opened, with the sentence that says why."""
+
+    name: str
+    folder: Path
+    reason: str
+
+
 class AdapterStore:
     """Adapters by name over several roots; where two roots hold the same name, the first wins."""
 
@@ -45,14 +54,17 @@ class AdapterStore:
         return cls(LIBRARY, Path(chosen).expanduser())
 
     def list(self) -> tuple[StoredAdapter, ...]:
-        """All adapters with a readable card, by name."""
-        return tuple(self.get(name) for name in sorted(set(self._names())))
+        """All adapters with a readable card, by name; one with a broken card never hides the others (see `refused`)."""
+        return tuple(held for held in self._all() if isinstance(held, StoredAdapter))
+
+    def refused(self) -> tuple[RefusedAdapter, ...]:
+        """The adapters that `list` leaves out, by name, each with the reason."""
+        return tuple(held for held in self._all() if isinstance(held, RefusedAdapter))
 
     def get(self, name: str) -> StoredAdapter:
         root = self._root_of(check_name(name))
         if root is None:
-            known = ", ".join(sorted(set(self._names()))) or "none"
-            raise AdapterNotFound(f"There is no adapter called {name!r}; known are: {known}.", param="adapter")
+            raise self._unknown(name)
         folder = root / name
         return StoredAdapter(name, folder, read_card(folder), digest_of(folder), root.resolve() == LIBRARY.resolve())
 
@@ -82,18 +94,32 @@ class AdapterStore:
         return self.get(name)
 
     def remove(self, name: str) -> None:
-        """Delete an adapter from the last root; bundled ones stay."""
+        """Delete an adapter, readable or not, from the last root; bundled ones stay."""
         root = self._writable_root()
-        if self.get(name).folder.parent != root:
+        holder = self._root_of(check_name(name))
+        if holder is None:
+            raise self._unknown(name)
+        if holder != root:
             raise InvalidRequest(f"The adapter {name!r} is bundled and cannot be removed.", param="name")
         with tempfile.TemporaryDirectory(prefix=".removing-", dir=root) as place:
             os.replace(root / name, Path(place) / name)
+
+    def _all(self) -> Iterator[StoredAdapter | RefusedAdapter]:
+        for name in sorted(set(self._names())):
+            try:
+                yield self.get(name)
+            except AdapterError as error:
+                yield RefusedAdapter(name, (self._root_of(name) or self.roots[-1]) / name, error.message)
 
     def _writable_root(self) -> Path:
         root = self.roots[-1]
         if root.resolve() == LIBRARY.resolve():
             raise InvalidRequest("This store holds the bundled adapters only; give it a folder of your own to write to.")
         return root
+
+    def _unknown(self, name: str) -> AdapterNotFound:
+        known = ", ".join(sorted(set(self._names()))) or "none"
+        return AdapterNotFound(f"There is no adapter called {name!r}; known are: {known}.", param="adapter")
 
     def _root_of(self, name: str) -> Path | None:
         return next((root for root in self.roots if (root / name / CARD).is_file()), None)

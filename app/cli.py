@@ -21,13 +21,13 @@ from app.audit_command import add_audit_command, run_audit
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.server_options import add_tls, tls_config
+from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.config import ServerConfig
 
-RESEARCH_USE = "For research use only. Vesalius is not a medical device."
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 KEY_VARIABLE = "VESALIUS_API_KEY"
 
@@ -255,10 +255,10 @@ def _bar(label: str, value: float) -> str:
 
 
 def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
-    from training.pretrain import pretrain
+    from training.bundle import pretrain
 
-    folder = pretrain(chosen.recipe, chosen.out)
-    show({"out": str(folder)}, f"The run lies in {folder}.")
+    folder = pretrain(chosen.recipe, chosen.out, log=lambda line: print(line, file=sys.stderr, flush=True))
+    show({"checkpoint": str(folder)}, f"The checkpoint lies in {folder}; serve it with --checkpoint {folder}.")
 
 
 def _finetune(chosen: argparse.Namespace, show: Show) -> None:
@@ -272,6 +272,7 @@ def _finetune(chosen: argparse.Namespace, show: Show) -> None:
 
 def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
     from adapters.store import AdapterStore
+    from app.chat_opener import open_chat
     from training.evaluate import Options, evaluate
 
     evaluate(
@@ -283,6 +284,7 @@ def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
         chosen.checkpoint,
         Options(baselines=tuple(chosen.baselines)),
         store=AdapterStore.default(),
+        chat=open_chat,
         command=" ".join(["vesalius", *sys.argv[1:]]),
         log=lambda line: print(line, file=sys.stderr),
     )
@@ -305,10 +307,14 @@ def _adapters(chosen: argparse.Namespace, show: Show) -> None:
         "verify": lambda: [store.verify(chosen.name)],
         "add": lambda: [store.add(chosen.name)],
     }[chosen.action]()
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"name": one.name, "digest": one.digest, "bundled": one.is_bundled, "labels": list(one.card.labels)} for one in found
     ]
-    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]  # type: ignore[call-overload]
+    lines = [f"{one['name']:24} {str(one['digest'])[:12]}  {', '.join(map(str, one['labels']))}" for one in plain]
+    if chosen.action == "list":
+        refused = store.refused()
+        plain += [{"name": one.name, "refused": one.reason} for one in refused]
+        lines += [f"{one.name:24} refused: {one.reason}" for one in refused]
     show(plain, "\n".join(lines) or "No adapters.")
 
 

@@ -1,90 +1,96 @@
-"""The page: a client of the API and nothing else. It holds neither the model nor a key of anybody's but its own."""
+"""The page: assembles the panels. A client of the API; holds neither model nor patient beyond a session.
+
+    film column (panels/film.py)  |  Chat (chat.py)   Your own labels (zero_shot.py)   Findings (findings.py)
+
+The film is opened once for all tabs. What a person did (film, question, conversation) lives in the session's states, so
+that an error loses nothing. No event is an API endpoint, and no file is served but the thumbnails of the examples.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from app.words import ASK, FILM, LABELS, NO_FILM, NOT_ASSESSED, QUESTION, RESEARCH_USE, SCORE, TITLE
-from foundation.errors import VesaliusError
+import gradio as gr
+from starlette.middleware import Middleware
+
+from app import words
+from app.events import QUIET
+from app.guard import Guard
+from app.panels.chat import ChatPanel, build_chat
+from app.panels.film import FilmDesk, build_film
+from app.panels.findings import FindingsPanel, build_findings
+from app.panels.zero_shot import ZeroShotPanel, build_zero_shot
+from app.theme import CSS, TOGGLE_DARK, page_theme
+from foundation.errors import InvalidRequest
 from serving.client import Client
 
-
-def bars(values: list[tuple[str, float]]) -> str:
-    """Labelled bars as HTML; the numbers are text, so that a screen reader says them."""
-    rows = [
-        f"<div style='display:flex;gap:.6em;align-items:center'><span style='width:12em'>{html.escape(label)}</span>"
-        f"<span style='flex:1;background:#8884;height:.7em'><span style='display:block;height:100%;background:#2a7f9e;"
-        f"width:{100 * min(max(value, 0.0), 1.0):.1f}%'></span></span><span>{value:.2f}</span></div>"
-        for label, value in values
-    ]
-    return "".join(rows)
-
-
-class Panels:
-    """What the page's buttons do, over one client."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-
-    def ask(self, film: str | None, question: str) -> Iterator[tuple[str, str]]:
-        """(answer so far, findings as bars)"""
-        if not film:
-            yield NO_FILM, ""
-            return
-        said, shown = "", ""
-        try:
-            for piece in self.client.ask(question, film=Path(film).read_bytes()):
-                said += piece.text
-                evidence = piece.extras.evidence if piece.extras else None
-                if evidence is not None and not evidence.assessed:
-                    said = NOT_ASSESSED.format(kind=evidence.looks_like)
-                elif evidence is not None:
-                    shown = bars([(found.label, found.probability) for found in evidence.findings])
-                yield said, shown
-        except VesaliusError as error:
-            yield error.message, ""
-
-    def score(self, film: str | None, labels: str) -> str:
-        """Labels, one a line, as bars."""
-        wanted = [line.strip() for line in labels.splitlines() if line.strip()]
-        if not film or not wanted:
-            return NO_FILM
-        try:
-            item = self.client.zero_shot([Path(film).read_bytes()], wanted).model_dump(mode="json")["data"][0]
-        except VesaliusError as error:
-            return html.escape(error.message)
-        if item.get("error"):
-            return html.escape(str(item["error"]["message"]))
-        if not item.get("assessed", True):
-            return html.escape(NOT_ASSESSED.format(kind=item.get("looks_like") or ""))
-        return bars([(one["label"], one["score"]) for one in item.get("labels") or item.get("scores") or []])
+MAX_FILE_SIZE = "64mb"  # in base64 and with its question it stays below the server's 100 MiB
+SESSIONS = 64  # kept at the same time; the oldest are forgotten with their films
 
 
 def build_page(client: Client) -> Any:
-    """The Gradio page, not yet launched."""
-    import gradio as gr
-
-    panels = Panels(client)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"# {TITLE}\n{RESEARCH_USE}")
-        film = gr.File(label=FILM, type="filepath")
-        with gr.Tab(ASK):
-            question = gr.Textbox(label=QUESTION, value="Is there a pleural effusion?")
-            answer, findings = gr.Markdown(), gr.HTML()
-            gr.Button(ASK, variant="primary").click(panels.ask, [film, question], [answer, findings], api_name=False)
-        with gr.Tab(SCORE):
-            labels = gr.Textbox(label=LABELS, lines=5, value="pleural effusion\ncardiomegaly\npneumothorax")
-            scores = gr.HTML()
-            gr.Button(SCORE, variant="primary").click(panels.score, [film, labels], scores, api_name=False)
+    """The page, not yet launched."""
+    with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
+        _build_head()
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=280):
+                film = build_film(FilmDesk(client))
+            with gr.Column(scale=9, min_width=280), gr.Tabs():
+                with gr.Tab(words.CHAT_TAB):
+                    build_chat(ChatPanel(client), film)
+                with gr.Tab(words.LABELS_TAB):
+                    build_zero_shot(ZeroShotPanel(client), film)
+                with gr.Tab(words.FINDINGS_TAB):
+                    build_findings(FindingsPanel(client), film, page)
+    page.queue(default_concurrency_limit=8, max_size=64, api_open=False)
     return page
+
+
+def launch(page: Any, port: int | None, *, block: bool = True) -> str:
+    """Serve the page on loop-back and return its address. port None takes a free one; `block`: until interrupted.
+
+    Raises InvalidRequest where the port cannot be had.
+    """
+    try:
+        return _launch(page, port, block)
+    except OSError:  # Gradio's own way to say so
+        raise InvalidRequest(
+            f"Port {port} cannot be used for the page: it is taken. Choose another.", param="ui-port"
+        ) from None
+
+
+def _launch(page: Any, port: int | None, block: bool) -> str:
+    _, address, _ = page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        prevent_thread_lock=not block,
+        share=False,
+        quiet=True,
+        show_error=False,
+        max_file_size=MAX_FILE_SIZE,
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,  # it would keep films and answers in the browser
+        ssr_mode=False,
+        enable_monitoring=False,
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [Middleware(Guard)]},
+        theme=page_theme(),
+        css=CSS,
+    )
+    return str(address)
 
 
 def run_page(api_url: str, port: int, api_key: str | None = None) -> None:
     """Serve the page on loop-back until interrupted."""
     with Client(api_url, api_key=api_key) as client:
-        build_page(client).launch(
-            server_name="127.0.0.1", server_port=port, share=False, quiet=True, max_file_size="64mb", allowed_paths=[]
-        )
+        launch(build_page(client), port)
+
+
+def _build_head() -> None:
+    gr.HTML(f'<p role="note">{html.escape(words.RESEARCH_USE)}</p>', elem_classes="research")
+    with gr.Row(elem_classes="head", equal_height=False):
+        gr.HTML(f"<h1>{html.escape(words.TITLE)}</h1><span>{html.escape(words.TAGLINE)}</span>", elem_classes="title")
+        toggle = gr.Button(words.APPEARANCE, size="sm", min_width=90, scale=0, elem_classes="appearance")
+    toggle.click(None, js=TOGGLE_DARK, **QUIET)

@@ -3,21 +3,27 @@
     Block   x -> x + scale1(attn(norm1(x))) -> x + scale2(mlp(norm2(x)))
               attn.qkv, attn.proj, mlp.fc1, mlp.fc2 : nn.Linear      (what LoRA adapts, what a mixed batch can serve)
 
-Two layouts are converted, with outputs equal up to float32 rounding:
+    Bottleneck   x -> relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))        conv1, conv3, shortcut : nn.Linear
+
+Three layouts are converted, with outputs equal up to float32 rounding:
 
     open_clip ResidualAttentionBlock   nn.MultiheadAttention -> qkv, proj
     timm visformer Block               1x1 convolutions, BatchNorm2d on (B, D, H, W) -> linear maps on (B, N, D)
+    timm ResNet Bottleneck             the same; BatchNorms folded into the maps before them, conv2 stays a convolution
 
 timm's ViT blocks already have this shape and are used as they are. The towers around them stand in `towers.py`.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from foundation.errors import CheckpointRefused
 
@@ -148,6 +154,44 @@ class Block(nn.Module):
         return next(self.norm1.parameters()).dtype
 
 
+class Bottleneck(nn.Module):
+    """A ResNet bottleneck over the positions of a square map, (B, h * h, D) -> (B, h' * h', D'), h' being h or h / 2.
+
+    BatchNorms are folded away, so the block is the same in training and in evaluation.
+    """
+
+    def __init__(
+        self, conv1: nn.Linear, conv2: nn.Conv2d, conv3: nn.Linear, shortcut: nn.Linear | None, shrink: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv1
+        self.conv2 = conv2
+        self.conv3 = conv3
+        self.shortcut = shortcut
+        self.shrink = shrink  # what halves the map before the shortcut
+
+    @property
+    def stride(self) -> int:
+        return self.conv2.stride[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.conv2(_as_square(F.relu(self.conv1(x)))))
+        kept = x if self.shrink is None else _as_positions(self.shrink(_as_square(x)))
+        kept = kept if self.shortcut is None else self.shortcut(kept)
+        return F.relu(self.conv3(_as_positions(inner)) + kept)
+
+
+def _as_square(x: Tensor) -> Tensor:
+    """(B, h * h, D) -> (B, D, h, h)"""
+    side = math.isqrt(x.shape[1])
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
+
+
+def _as_positions(maps: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, h * w, D)"""
+    return maps.flatten(2).transpose(1, 2)
+
+
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """An `nn.Linear` that owns a copy of `weight` (out, in) and `bias` (out)."""
     out_features, in_features = weight.shape
@@ -199,6 +243,47 @@ def block_from_visformer(source: Any) -> Block:
         norm2=ChannelAffine.from_batch_norm(source.norm2),
         mlp=Mlp(_linear_from_conv(mlp.conv1), mlp.act1, _linear_from_conv(mlp.conv3)),
     )
+
+
+def block_from_bottleneck(source: Any) -> Bottleneck:
+    """Rewrite a timm Bottleneck in evaluation mode; one with squeeze-and-excitation or anti-aliasing is refused."""
+    if type(source).__name__ != "Bottleneck" or source.se is not None or not isinstance(source.aa, nn.Identity):
+        raise CheckpointRefused(
+            f"The ResNet has a block of kind {type(source).__name__} with extras, which is not supported. "
+            "Use a plain bottleneck ResNet such as resnet14t, resnet26 or resnet50.",
+            param="timm_model_name",
+        )
+    shortcut, shrink = _shortcut(source.downsample)
+    return Bottleneck(
+        _linear_from_conv(fused(source.conv1, source.bn1)),
+        fused(source.conv2, source.bn2),
+        _linear_from_conv(fused(source.conv3, source.bn3)),
+        shortcut,
+        shrink,
+    )
+
+
+def _shortcut(downsample: Any) -> tuple[nn.Linear | None, nn.Module | None]:
+    """timm's downsample branch as a linear map, and what halves the map before it."""
+    if downsample is None:
+        return None, None
+    *before, convolution, norm = downsample
+    shrink = before[0] if before and not isinstance(before[0], nn.Identity) else None
+    if convolution.stride != (1, 1):
+        shrink, plain = nn.AvgPool2d(1, convolution.stride[0]), copy.deepcopy(convolution)  # every second position
+        plain.stride = (1, 1)
+        convolution = plain
+    return _linear_from_conv(fused(convolution, norm)), shrink
+
+
+def fused(convolution: object, norm: object) -> nn.Conv2d:
+    """Convolution and BatchNorm as one convolution; a missing norm (Identity) leaves the convolution as it is."""
+    assert isinstance(convolution, nn.Conv2d)
+    if isinstance(norm, nn.Identity):
+        return convolution
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        return fuse_conv_bn_eval(convolution.eval(), norm.eval())
 
 
 def _linear_from_conv(convolution: object) -> nn.Linear:

@@ -3,6 +3,7 @@
     image tower                      becomes                                          read by the projector
     timm ViT without class token     LlavaForConditionalGeneration, SiglipVisionModel    tokens before the final norm
     visformer                        FastVlmForConditionalGeneration, timm_wrapper       map after the final norm
+    ResNet                           FastVlmForConditionalGeneration, timm_wrapper       map of the last block
 
 A visformer's final norm is a scale and a shift per channel, which the exported projector undoes; both forms give the answers of
 `Decoder.generate` for the same film and prompt. The findings are part of the prompt: `Decoder.prompt_ids` as text
@@ -74,7 +75,8 @@ def export_llava(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32
     bind(model, read_tensors(find_weights(checkpoint)))
     contract = input_contract(config, model)
     decoder = Decoder.load(checkpoint)
-    vision = _export_vision(model.eval().visual, contract)
+    name = str(config["model_cfg"]["vision_cfg"].get("timm_model_name", ""))
+    vision = _export_vision(model.eval().visual, contract, name)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in _tensors(vision, decoder)}
     save_file(
@@ -129,38 +131,43 @@ def _model_config(vision: VisionExport, decoder: Decoder, contract: InputContrac
 # The image side
 
 
-def _export_vision(visual: Any, contract: InputContract) -> VisionExport:
+def _export_vision(visual: Any, contract: InputContract, timm_name: str) -> VisionExport:
+    import timm.models.resnet
     import timm.models.visformer
     import timm.models.vision_transformer
 
     trunk = getattr(visual, "trunk", None)
     if isinstance(trunk, timm.models.visformer.Visformer):
-        return _export_visformer(trunk)
+        return _export_visformer(trunk, timm_name)
+    if isinstance(trunk, timm.models.resnet.ResNet):
+        return VisionExport("fast_vlm", "FastVlmForConditionalGeneration", *_timm_wrapper(trunk, timm_name), 32)
     if isinstance(trunk, timm.models.vision_transformer.VisionTransformer):
         return _export_vit(trunk, contract)
     raise CheckpointRefused(
-        f"The image tower is a {type(trunk or visual).__name__}; only timm ViTs and visformers can be exported."
+        f"The image tower is a {type(trunk or visual).__name__}; only timm ViTs, visformers and ResNets can be exported."
     )
 
 
-def _export_visformer(trunk: Any) -> VisionExport:
+def _export_visformer(trunk: Any, timm_name: str) -> VisionExport:
     norm = trunk.norm
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    config, tensors = _timm_wrapper(trunk, timm_name)
+    return VisionExport("fast_vlm", "FastVlmForConditionalGeneration", config, tensors, 32, (scale.detach(), shift.detach()))
+
+
+def _timm_wrapper(trunk: Any, timm_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a convolutional timm tower as transformers' TimmWrapperModel holds it."""
     config = {
         "model_type": "timm_wrapper",
-        "architecture": _visformer_name(trunk),
+        "architecture": timm_name,
         "do_pooling": False,
         "hidden_size": int(trunk.num_features),
         "num_features": int(trunk.num_features),
         "model_args": {"global_pool": "avg"},
     }
-    tensors = {f"timm_model.{name}": tensor for name, tensor in trunk.state_dict().items() if not name.startswith("head.")}
-    shift = norm.bias - norm.running_mean * scale
-    return VisionExport("fast_vlm", "FastVlmForConditionalGeneration", config, tensors, 32, (scale.detach(), shift.detach()))
-
-
-def _visformer_name(trunk: Any) -> str:
-    return {384: "visformer_tiny", 768: "visformer_small"}[int(trunk.num_features)]
+    heads = ("head.", "fc.")
+    return config, {f"timm_model.{name}": value for name, value in trunk.state_dict().items() if not name.startswith(heads)}
 
 
 def _export_vit(trunk: Any, contract: InputContract) -> VisionExport:
@@ -168,7 +175,7 @@ def _export_vit(trunk: Any, contract: InputContract) -> VisionExport:
     if trunk.num_prefix_tokens or not isinstance(trunk.norm_pre, nn.Identity) or trunk.pos_embed is None:
         raise CheckpointRefused(
             "The image tower has a class token or a norm before its blocks, which transformers' SigLIP tower has not. "
-            "Export works for ViTs without class token and for visformers."
+            "Export works for ViTs without class token, visformers and ResNets."
         )
     first = trunk.blocks[0]
     if not isinstance(first.attn.q_norm, nn.Identity):

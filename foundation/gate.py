@@ -87,6 +87,8 @@ class Gate:
             "limit": np.array([self.limit], np.float32),
             "kinds": self.kinds.astype(np.float32),
         }
+        # NOTE: safetensors writes an array's memory as it lies; of a transposed one that is another array.
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(tensors, folder / GATE_FILE, metadata={"kind_words": json.dumps(self.kind_words)})
 
     def assess(self, vector: Vector, modality: str = "") -> GateVerdict:

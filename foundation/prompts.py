@@ -37,11 +37,11 @@ SYNONYMS_USED = 4  # the first ones are how reports say it; the later ones are h
 NORMAL = "normal"
 NIH_FINDINGS = FINDINGS  # the fourteen of ChestX-ray14, in lower case
 PHANTOM_TERMS: dict[str, tuple[str, ...]] = {
-    "tube": ("endotracheal tube", "tracheal tube", "breathing tube"),
+    "tube": ("endotracheal tube", "breathing tube", "ett"),
     "line": ("central venous line", "central venous catheter", "central line"),
 }
 OPPOSITES = {"bacterial pneumonia": "viral pneumonia", "viral pneumonia": "bacterial pneumonia"}
-_TERMS = {**SYNONYMS, **OTHER_TERMS, **PHANTOM_TERMS}
+TERMS = {**SYNONYMS, **OTHER_TERMS, **PHANTOM_TERMS}
 _NORMAL_WORDS = frozenset({NORMAL, "no finding", *NORMAL_PHRASES})
 
 
@@ -57,7 +57,7 @@ class PromptPair:
 
 def is_known(name: str) -> bool:
     """Whether the name is a finding with words of its own here."""
-    return name in _TERMS
+    return name in TERMS
 
 
 def is_normal(name: str) -> bool:
@@ -72,7 +72,7 @@ def terms(name: str) -> tuple[str, ...]:
             f"{name!r} is the absence of findings and has no prompt: ask for findings and derive it from them.",
             param="labels",
         )
-    return _TERMS.get(name, (name,))[:SYNONYMS_USED]
+    return TERMS.get(name, (name,))[:SYNONYMS_USED]
 
 
 def prompt_pair(
@@ -82,21 +82,24 @@ def prompt_pair(
 ) -> PromptPair:
     """The pair of a finding, known or not. Raises InvalidRequest for "normal"."""
     words = terms(name)
-    affirmed = _fill(positive, words)
+    affirmed = fill(positive, words)
     if name in OPPOSITES:
-        return PromptPair(name, affirmed, _fill(positive, terms(OPPOSITES[name])), OPPOSITES[name])
-    return PromptPair(name, affirmed, _fill(negative, words))
+        return PromptPair(name, affirmed, fill(positive, terms(OPPOSITES[name])), OPPOSITES[name])
+    return PromptPair(name, affirmed, fill(negative, words))
 
 
 def sided_pair(name: str) -> PromptPair:
     """The finding on the patient's left against the same on the right."""
-    phrases = {
-        side: [form.format(side=side, term=term) for term in terms(name) for form in SIDED_TEMPLATES]
-        for side in ("left", "right")
-    }
     forms = POSITIVE_TEMPLATES[:3]
-    return PromptPair(f"left {name}", _fill(forms, phrases["left"]), _fill(forms, phrases["right"]), f"right {name}")
+    left, right = (fill(forms, sided_phrases(name, side)) for side in ("left", "right"))
+    return PromptPair(f"left {name}", left, right, f"right {name}")
 
 
-def _fill(templates: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+def sided_phrases(name: str, side: str) -> tuple[str, ...]:
+    """ "left pleural effusion", "pleural effusion on the left", ..."""
+    return tuple(form.format(side=side, term=term) for term in terms(name) for form in SIDED_TEMPLATES)
+
+
+def fill(templates: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """Every word in every template, word by word."""
     return tuple(template.format(word) for word in words for template in templates)

@@ -6,6 +6,7 @@
     ViTTower           timm's patches, tokens, position  timm's own           timm's head + open_clip's projection
     OpenClipTower      open_clip's, class token          rewritten, linear    ln_post, class token, projection
     VisformerTower     stem + convolution stage (28x28)  rewritten, linear    mean over positions, projection
+    ResNetTower        stem, pooled                      bottlenecks          mean over positions, projection
 
 Blocks work on (B, prefix + N, D) tokens; `levels` are maps (B, D, H, W) taken on the way, for heads that need places.
 `run` may start and stop at any block, so a caller can share the lower blocks of one picture between adapters.
@@ -19,12 +20,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from foundation.blocks import ChannelAffine, PatchConv2d, block_from_open_clip, block_from_visformer
-from foundation.errors import CheckpointRefused
+from foundation.blocks import (
+    Bottleneck,
+    ChannelAffine,
+    PatchConv2d,
+    block_from_bottleneck,
+    block_from_open_clip,
+    block_from_visformer,
+    fused,
+)
+from foundation.errors import CheckpointRefused, InvalidRequest
 
 ADAPTABLE = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # the linear maps of an image block that LoRA adapts
 
@@ -162,7 +169,7 @@ class Downsample(nn.Module):
 
     def __init__(self, patch_embed: Any, position: nn.Parameter | None) -> None:
         super().__init__()
-        self.conv = PatchConv2d.around(_fused(patch_embed.proj, patch_embed.norm))
+        self.conv = PatchConv2d.around(fused(patch_embed.proj, patch_embed.norm))
         self.position = position
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +193,7 @@ class VisformerTower(ImageTower):
                 "The visformer has an attention first stage, which is not supported. Use visformer_tiny or _small.",
                 param="timm_model_name",
             )
-        self.stem = nn.Sequential(_fused(trunk.stem[0], trunk.stem[1]), nn.ReLU())
+        self.stem = nn.Sequential(fused(trunk.stem[0], trunk.stem[1]), nn.ReLU())
         self.enter_stage1 = Downsample(trunk.patch_embed1, trunk.pos_embed1)
         self.stage1 = _frozen_norms(trunk.stage1)
         self.enter_stage2 = Downsample(trunk.patch_embed2, trunk.pos_embed2)
@@ -217,6 +224,49 @@ class VisformerTower(ImageTower):
         return TrunkState(maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1]), levels)
 
 
+class ResNetTower(ImageTower):
+    """timm's ResNet of plain bottlenecks. Levels: the end of each of its four stages (strides 4, 8, 16, 32).
+
+    LoRA adapts the 1x1 convolutions, which are linear maps over the channels of each position. BatchNorms are folded away.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        trunk = visual.trunk.eval()
+        self.stem = _frozen_norms(nn.Sequential(trunk.conv1, trunk.bn1, trunk.act1, trunk.maxpool))
+        stages = [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
+        self.blocks = nn.ModuleList(block_from_bottleneck(block) for stage in stages for block in stage)
+        self.head = visual.head
+        self.width = int(trunk.num_features)
+        ends = [sum(len(stage) for stage in stages[: index + 1]) - 1 for index in range(len(stages))]
+        self.taps = tuple(ends)
+
+    def embed(self, pixels: Tensor) -> TrunkState:
+        maps = self.stem(pixels)
+        if maps.shape[-2] != maps.shape[-1] or pixels.shape[-1] % 32:
+            raise InvalidRequest(
+                f"This tower takes square films whose side is a multiple of 32, not {tuple(pixels.shape[-2:])}.", param="pixels"
+            )
+        return TrunkState(maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1]))
+
+    def before(self, index: int, state: TrunkState) -> TrunkState:
+        """The grid a block leaves; the block itself knows the one it enters."""
+        block = self.blocks[index]
+        assert isinstance(block, Bottleneck)
+        stride = block.stride
+        return replace(state, grid=(state.grid[0] // stride, state.grid[1] // stride))
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        embedding: Tensor = self.head(hidden.mean(dim=1))
+        return embedding
+
+    def lora_targets(self) -> list[str]:
+        parts = ("conv1", "conv3", "shortcut")
+        return [
+            f"blocks.{i}.{part}" for i, block in enumerate(self.blocks) for part in parts if getattr(block, part) is not None
+        ]
+
+
 class TextTower(nn.Module):
     """A text encoder: token ids (B, T) padded to the full context length -> (B, E), not normalised."""
 
@@ -239,6 +289,7 @@ class TextTower(nn.Module):
 def image_tower(visual: Any) -> ImageTower:
     """Rewrite the image tower of an open_clip model in evaluation mode; `visual` is taken apart, not to be reused."""
     import open_clip.transformer
+    import timm.models.resnet
     import timm.models.visformer
     import timm.models.vision_transformer
 
@@ -249,9 +300,11 @@ def image_tower(visual: Any) -> ImageTower:
         return ViTTower(visual)
     if isinstance(trunk, timm.models.visformer.Visformer):
         return VisformerTower(visual)
+    if isinstance(trunk, timm.models.resnet.ResNet):
+        return ResNetTower(visual)
     raise CheckpointRefused(
         f"The image tower is a {type(trunk or visual).__name__}, which is not supported. "
-        "Use a checkpoint with a Vision Transformer (open_clip or timm) or a visformer.",
+        "Use a checkpoint with a Vision Transformer (open_clip or timm), a visformer or a bottleneck ResNet (timm).",
         param="vision_cfg",
     )
 
@@ -300,16 +353,6 @@ def _require_linear(tower: ImageTower) -> None:
                 "Use a ViT with timm's standard attention and MLP.",
                 param="timm_model_name",
             )
-
-
-def _fused(convolution: object, norm: object) -> nn.Conv2d:
-    """Convolution and BatchNorm as one convolution; a missing norm (Identity) leaves the convolution as it is."""
-    assert isinstance(convolution, nn.Conv2d)
-    if isinstance(norm, nn.Identity):
-        return convolution
-    assert isinstance(norm, nn.BatchNorm2d)
-    with torch.no_grad():
-        return fuse_conv_bn_eval(convolution.eval(), norm.eval())
 
 
 def _frozen_norms(stage: nn.Module) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from foundation.prompt import FindingState, Turn
-from serving.evidence import Evidence, Finding, HeatMap, asked_finding, blank, heat_map, shuffled
+from serving.evidence import Evidence, HeatMap, asked_finding, blank, heat_map, shuffled
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
@@ -83,16 +83,18 @@ class ChatWork:
             Picture(features.tokens[0], tuple(finding.state() for finding in findings))
             for features, findings in zip(base, read, strict=True)
         )
-        return Opening(turns, pictures, Evidence(True, "", read[0], self._heat_map(seen, read[0])))
+        label = asked_finding(self.request.turns, read[0])
+        wants_all = bool(self.request.options.get("maps"))
+        maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
+        heatmap = next((one for one in maps if one.label == label), None)
+        return Opening(turns, pictures, Evidence(True, "", read[0], heatmap, maps if wants_all else None))
 
-    def _heat_map(self, seen: Seen, findings: tuple[Finding, ...]) -> HeatMap | None:
-        label = asked_finding(self.request.turns, findings)
-        if label is None:
-            return None
+    def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
+        """One for each of `labels`, all from the forward that was run anyway."""
         positives, negatives = self.prompts.vectors(seen.texts)
         assert negatives is not None
-        which = self.reader.labels.index(label)
-        return heat_map(self.tools.backbone, seen.features[0], label, positives[which] - negatives[which])
+        directions = dict(zip(self.reader.labels, positives - negatives, strict=True))
+        return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
 
 
 def plain_turns(turns: tuple[ChatTurn, ...]) -> tuple[Turn, ...]:

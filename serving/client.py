@@ -135,10 +135,12 @@ class Client:
         model: str | None = None,
         sampling: Sampling | None = None,
         include_film: bool = False,
+        maps: bool = False,
     ) -> Iterator[ChatPiece]:
         """The answer piece by piece. Closing the iterator withdraws the question.
 
         `film` is what the question is about; a later question of the same conversation sends it again.
+        maps: whether the evidence shall hold a heat map for every finding.
         """
         turns = [*history, ChatTurn("user", question)]
         body: dict[str, Any] = {
@@ -148,6 +150,7 @@ class Client:
             "include_film": include_film,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "vesalius": {"maps": maps},
             **_sampling(sampling or Sampling()),
         }
         yield from _pieces(self._events("/v1/chat/completions", body))

@@ -50,10 +50,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """grid: h rows of w numbers, 0 to 1, over the film as the model saw it; larger speaks more for `label`."""
+    """grid: h rows of w numbers, 0 to 1, over the film as the model saw it; larger speaks more for `label`.
+
+    low, high: the cosine differences that 0 and 1 stand for; below zero a place speaks against the finding.
+    """
 
     label: str
     grid: list[list[float]]
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Evidence:
     looks_like: str = ""
     findings: tuple[Finding, ...] = ()
     heatmap: HeatMap | None = None
+    maps: tuple[HeatMap, ...] | None = None  # one a finding, in their order, where they were asked for
     reliance: float | None = None
 
     def to_plain(self) -> dict[str, Any]:
@@ -108,9 +114,10 @@ def heat_map(backbone: Backbone, features: ImageFeatures, label: str, direction:
     """
     patches = backbone.patch_embeddings(features)[0].float()  # (N, E)
     likeness = (patches @ direction.to(patches)).reshape(features.grid)
-    low, high = likeness.min(), likeness.max()
-    spread = (likeness - low) / (high - low) if float(high - low) > 1e-6 else torch.zeros_like(likeness)
-    return HeatMap(label, [[round(float(value), 4) for value in row] for row in spread])
+    low, high = float(likeness.min()), float(likeness.max())
+    spread = (likeness - low) / (high - low) if high - low > 1e-6 else torch.zeros_like(likeness)
+    grid = [[round(value, 4) for value in row] for row in spread.tolist()]
+    return HeatMap(label, grid, round(low, 6), round(high, 6))
 
 
 def reliance(with_film: float, without_film: list[float]) -> float:

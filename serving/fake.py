@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from foundation.preprocess import InputContract
 from serving.gateway import ModelInfo, Readiness
 from serving.messages import Film, Outcome, RawFilm, Request
 
-SIZE = 224
+CONTRACT = InputContract(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 EMBED_DIM = 16
 BASE = "vesalius-fake"
 ADAPTER = "cxr-findings"
@@ -33,6 +33,7 @@ MODELS = (
         digest="0" * 64,
         description="Deterministic numbers without a model",
         embed_dim=EMBED_DIM,
+        contract=CONTRACT,
     ),
     ModelInfo(
         name=ADAPTER,
@@ -55,26 +56,9 @@ def draw(*parts: str) -> float:
 
 def fake_film(raw: RawFilm) -> Film:
     """A film from bytes, read and shown as a real server would. Raises FilmError or InvalidRequest as it would."""
-    from foundation.image import Window
-    from foundation.preprocess import InputContract, pick_slice, render
-    from foundation.readers import read_film
+    from serving.decode_process import decode
 
-    started = time.perf_counter()
-    image = read_film(raw.data)
-    contract = InputContract(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    window = None if raw.window is None else Window(*raw.window)
-    pixels = render(image, contract, slice_index=raw.slice_index, window=window)
-    return Film(
-        pixels=pixels,
-        digest=image.digest,
-        modality=image.modality,
-        view=image.view,
-        source_format=image.source_format,
-        slices=image.slices,
-        slice_index=pick_slice(image, raw.slice_index),
-        notes=image.notes,
-        decode_ms=(time.perf_counter() - started) * 1000,
-    )
+    return decode(raw, CONTRACT)
 
 
 def _looks_like(film: Film) -> str:
@@ -225,10 +209,12 @@ def _last_piece(request: Request, completion_tokens: int, is_cut: bool) -> dict[
     prompt_tokens = sum(len(turn.text.split()) for turn in request.turns)
     evidence: dict[str, Any] | None = None
     if request.film is not None:
-        evidence = {**_assessment(request.film), "findings": [], "heatmap": None, "reliance": None}
+        evidence = {**_assessment(request.film), "findings": [], "heatmap": None, "maps": None, "reliance": None}
         if evidence["assessed"]:
             findings = _findings(request.film)
             evidence |= {"findings": findings, "heatmap": _heatmap(request.film, findings[0]["label"]), "reliance": 0.8}
+            if request.options.get("maps"):
+                evidence["maps"] = [_heatmap(request.film, finding["label"]) for finding in findings]
     return {
         "finish_reason": "length" if is_cut else "stop",
         "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
@@ -242,7 +228,7 @@ def _heatmap(film: Film, label: str) -> dict[str, Any]:
     """A 14 x 14 bump at a place the digest chooses."""
     row, column = 13 * draw(film.digest, label, "row"), 13 * draw(film.digest, label, "column")
     grid = [[math.exp(-((r - row) ** 2 + (c - column) ** 2) / 8) for c in range(14)] for r in range(14)]
-    return {"label": label, "grid": grid}
+    return {"label": label, "grid": grid, "low": -0.05, "high": 0.15}
 
 
 def main() -> None:

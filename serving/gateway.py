@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from foundation.preprocess import InputContract
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 
 _request_ids = itertools.count(1)
@@ -27,7 +28,8 @@ class ModelInfo:
 
     capabilities: the operations `name` may be asked for. task: the adapter's task, "" for the base.
     labels: what a classifier scores, in order. templates: the prompts zero-shot labels are put into
-    when a caller names none, each with "{}". created: seconds since the epoch.
+    when a caller names none, each with "{}". contract: how films become what the base sees. created: seconds
+    since the epoch.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelInfo:
     description: str = ""
     licence: str = ""
     embed_dim: int | None = None
+    contract: InputContract | None = None
     created: int = 0
 
 

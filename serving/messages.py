@@ -66,6 +66,7 @@ class Request:
     options holds only what the operation names:
       zero_shot: labels (list of str), templates (list of str, each with "{}"), negatives (list of str or None),
                  scoring ("softmax" | "sigmoid" | "pairwise")
+      chat: maps (bool, a heat map for every finding)
       classify: {} ; embed_image: {} ; embed_text: {}
     """
 
@@ -102,7 +103,8 @@ class Outcome:
       chat, one Outcome per streamed piece: {"delta": str} ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
     evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],
-            "heatmap": {"label": str, "grid": [[float]]} | None, "reliance": float | None}
+            "heatmap": {"label": str, "grid": [[float]], "low": float, "high": float} | None,
+            "maps": [heatmap, ...] | None, "reliance": float | None}
     Every value also carries "provenance": {"model", "adapter", "pixels", "preprocessing"} and "compute_ms".
     """
 

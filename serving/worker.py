@@ -170,6 +170,7 @@ class Worker:
             digest=facts["fingerprint"],
             licence=facts["licence"],
             embed_dim=facts["embed_dim"],
+            contract=self.contract,
             created=facts["created"],
         )
 

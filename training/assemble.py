@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from foundation.checkpoint import save_checkpoint
+from foundation.errors import InvalidRequest
 from training.learner import ModelRecipe, fit_positions
 
 
@@ -59,5 +60,20 @@ def assemble(recipe: ModelRecipe, run: Path, folder: Path) -> Path:
     if "text_projection" in learned:
         state["text.text_projection"] = learned["text_projection"]
     model.load_state_dict(fit_positions(state, own))
-    save_checkpoint(model.eval(), config, Path(recipe.text_folder), folder, torch.float16)
+    _check_size(model.eval(), recipe)
+    save_checkpoint(model, config, Path(recipe.text_folder), folder, torch.float16)
     return folder
+
+
+def _check_size(model: Any, recipe: ModelRecipe) -> None:
+    """open_clip builds a timm tower at the size it is registered with, whatever the config says."""
+    size = recipe.image_size
+    try:
+        with torch.inference_mode():
+            model.encode_image(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError):
+        raise InvalidRequest(
+            f"open_clip cannot open {recipe.timm_name} at {size} pixels: set model.image_size to the size that timm "
+            "registers it with. Stages may be trained at any size.",
+            param="image_size",
+        ) from None

@@ -136,12 +136,15 @@ def _expose(films: Tensor, strength: AugmentStrength, generator: torch.Generator
     return (films - mean) * contrast + mean + brightness
 
 
+def _some_of(films: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Films that may be written to, and the places of those that were drawn."""
+    chosen = (torch.rand(films.shape[0], generator=generator) < probability).nonzero().flatten().tolist()
+    return (films.clone() if chosen else films), chosen
+
+
 def _frame(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    count, _, height, width = films.shape
-    chosen = (torch.rand(count, generator=generator) < probability).nonzero().flatten().tolist()
-    if not chosen:
-        return films
-    films = films.clone()
+    height, width = films.shape[-2:]
+    films, chosen = _some_of(films, probability, generator)
     for index in chosen:
         sides = (torch.rand(4, generator=generator) * 0.12 * width).int().tolist()
         grey = float(torch.rand(1, generator=generator) < 0.15)
@@ -153,11 +156,8 @@ def _frame(films: Tensor, probability: float, generator: torch.Generator) -> Ten
 
 
 def _erase(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    count, _, height, width = films.shape
-    chosen = (torch.rand(count, generator=generator) < probability).nonzero().flatten().tolist()
-    if not chosen:
-        return films
-    films = films.clone()
+    height, width = films.shape[-2:]
+    films, chosen = _some_of(films, probability, generator)
     for index in chosen:
         edge = torch.rand(4, generator=generator)
         tall, wide = int(height * (0.08 + 0.2 * edge[0])), int(width * (0.08 + 0.2 * edge[1]))

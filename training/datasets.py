@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,20 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from foundation.phantom import make_phantom
 from foundation.preprocess import InputContract, render
+from foundation.prompts import NIH_FINDINGS
 from foundation.readers import read_film
 from training.manifest import Row
 from training.sentences import label_sentences
 
-NIH_FINDINGS = (
-    "atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia",
-    "infiltration", "mass", "nodule", "pleural thickening", "pneumonia", "pneumothorax",
-)  # fmt: skip
 PHANTOM_STREAM = "phantom"
 
 
@@ -65,14 +61,15 @@ def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[n
         partial_file = target.with_suffix(".partial.npy")
         films = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
         with ProcessPoolExecutor(2) as pool:
-            for index, film in enumerate(pool.map(partial(_render_grey, size=size), paths, chunksize=64)):
+            for index, film in enumerate(pool.map(partial(render_grey, size=size), paths, chunksize=64)):
                 films[index] = film
         films.flush()
         partial_file.rename(target)
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-def _render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
+def render_grey(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """The film in that file as (size, size) uint8, by the one preprocess."""
     contract = InputContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return np.ascontiguousarray(render(read_film(path.read_bytes()), contract)[..., 0])
 
@@ -201,6 +198,13 @@ def join(tables: Sequence[FilmTable], grid: int = 7) -> FilmTable:
     )
 
 
+def known_means(targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(N, K) with NaN for unknown -> (K,) the mean of what is known; 0.5 where nothing is."""
+    count = (~np.isnan(targets)).sum(axis=0)
+    means = np.nansum(targets, axis=0) / np.maximum(count, 1)
+    return np.where(count > 0, means, 0.5).astype(np.float32)
+
+
 class StreamSampler:
     """Draws batches of row indices, each stream with its share; a batch is a pure function of (seed, step)."""
 
@@ -210,7 +214,8 @@ class StreamSampler:
         self._shares = np.array(list(shares.values()), float)
         for name, members in zip(shares, self._members, strict=True):
             if not len(members):
-                raise ValueError(f"stream {name!r} has no films; known streams: {sorted(set(table.streams))}")
+                known = ", ".join(sorted(set(table.streams)))
+                raise InvalidRequest(f"The stream {name!r} has no films; those that have are: {known}.", param="streams")
         self._weights = [table.weights[members] / table.weights[members].sum() for members in self._members]
         self._batch, self._seed = batch, seed
 
@@ -224,6 +229,3 @@ class StreamSampler:
             for members, weights, count in zip(self._members, self._weights, whole, strict=True)
         ]
         return np.concatenate(drawn)
-
-
-FilmView = Callable[[Tensor, torch.Generator], Tensor]

@@ -6,7 +6,7 @@
 
 | subject                  | what is measured                                                                        |
 |--------------------------|-----------------------------------------------------------------------------------------|
-| zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms         |
+| zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms, the gate |
 | an adapter's name, folder | its labels: AUROC, calibration, its own thresholds                                     |
 | chat                     | whether answers follow the film; closed questions on films and phantoms                 |
 
@@ -30,9 +30,11 @@ from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest
+from foundation.gate import Gate
 from foundation.prompts import is_normal
 from training.baselines import TITLES, SplitRows, run_baseline
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
+from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
 from training.metrics import PatientBootstrap
 from training.phantom_check import phantom_section
@@ -172,6 +174,12 @@ def zero_shot_sections(job: Job) -> list[Section]:
         job.log(f"phantoms: {job.options.phantoms}")
         options = job.options
         sections.append(phantom_section(job.backbone, options.phantoms, options.running, options.resamples, options.seed))
+    gate = Gate.load(job.checkpoint.folder)
+    if gate is not None and job.rows:
+        job.log("the gate")
+        sections.append(
+            gate_section(job.backbone, gate, job.rows, resamples=job.options.resamples, seed=job.options.seed)  # type: ignore[arg-type]
+        )
     return sections
 
 

@@ -7,7 +7,9 @@ taken from manifest rows of another modality.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from foundation.backbone import Backbone
+from foundation.checkpoint import open_checkpoint
 from foundation.gate import Gate, Vector, gate_vectors
+from foundation.phantom import make_phantom
 from foundation.preprocess import normalise
+from training.augment import AugmentStrength, augment
+from training.datasets import render_grey
+from training.manifest import Row, load_manifest
 
 Films = npt.NDArray[np.uint8]  # (N, S, S) grey
 
@@ -101,7 +108,7 @@ def _scenes(count: int, size: int, random: np.random.Generator) -> Iterator[Film
         draw = ImageDraw.Draw(picture)
         for _ in range(int(random.integers(3, 14))):
             x, y, w, h = (int(v) for v in random.integers(-20, size, 4))
-            box = (x, y, x + w // 2 + 8, y + h // 2 + 8)
+            box = (x, y, x + abs(w) // 2 + 8, y + abs(h) // 2 + 8)
             fill = int(random.integers(0, 256))
             draw.ellipse(box, fill=fill) if random.random() < 0.5 else draw.rectangle(box, fill=fill)
         yield np.asarray(picture.filter(ImageFilter.GaussianBlur(float(random.random() * 2))))
@@ -112,10 +119,88 @@ def rates(gate: Gate, vectors: Mapping[str, Vector]) -> dict[str, float]:
     return {word: float(np.mean([gate.assess(v).assessed for v in held])) for word, held in vectors.items()}
 
 
-def grey_films(paths: Sequence[str], size: int) -> Films:
+@dataclass(frozen=True)
+class GateRecipe:
+    """inside: training films used (and as many phantoms as `phantoms`); altered: how many of them once more as another
+    scanner would give them; let_through: the share of validation films that must pass."""
+
+    inside: int = 6000
+    altered: int = 2000
+    phantoms: int = 600
+    let_through: float = 0.985
+    directions: int = 160
+    seed: int = 0
+
+
+MILD = AugmentStrength(
+    rotate_degrees=6, zoom=0.12, shift=0.05, gamma=0.35, contrast=0.2, brightness=0.08, resample=0.3, noise=0.02, border=0.15,
+    erase=0.0,
+)  # fmt: skip
+OTHER_MODALITIES = {"CT": "a CT slice", "MR": "an MR slice"}
+
+
+def fit_checkpoint_gate(
+    folder: Path, manifest: Path, licence_classes: Sequence[str], recipe: GateRecipe, log: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Fit the gate of the checkpoint in `folder`, write it there, and return what share of each kind it lets through."""
+    backbone = open_checkpoint(folder).backbone
+    rows = [row for row in load_manifest(manifest).rows if row.licence_class in licence_classes]
+    of = {
+        split: _sample([row for row in rows if row.split == split and modality_of(row) == "CXR"], recipe.inside, recipe.seed)
+        for split in ("train", "val")
+    }
+    inside = grey_films([row.image for row in of["train"]], backbone.contract.size)
+    phantoms = phantom_greys(recipe.phantoms, backbone.contract.size, 0)
+    vectors = film_vectors(backbone, np.concatenate([inside, phantoms, altered(inside[: recipe.altered], recipe.seed)]))
+    held = film_vectors(
+        backbone,
+        np.concatenate(
+            [
+                grey_films([row.image for row in of["val"]], backbone.contract.size),
+                phantom_greys(150, backbone.contract.size, 5_000_000),
+            ]
+        ),
+    )
+    kinds = {word: film_vectors(backbone, films) for word, films in outside_films(inside, recipe.seed).items()}
+    for code, word in OTHER_MODALITIES.items():
+        other = [row.image for row in rows if row.split == "train" and modality_of(row) == code]
+        if other:
+            kinds[word] = film_vectors(backbone, grey_films(other, backbone.contract.size))
+    gate = fit_gate(vectors, held, kinds, let_through=recipe.let_through, directions=recipe.directions)
+    gate.save(folder)
+    shares = rates(gate, {"validation films": held, **kinds})
+    for word, share in shares.items():
+        log(f"gate lets through {share:6.1%} of {word}")
+    return shares
+
+
+def modality_of(row: Row) -> str:
+    return str(row.get("modality") or "CXR")
+
+
+def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    if len(rows) <= count:
+        return list(rows)
+    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+    return [rows[place] for place in sorted(chosen)]
+
+
+def altered(films: Films, seed: int) -> Films:
+    """The films as another scanner or another photographer would have given them; see `MILD`."""
+    if not len(films):
+        return films
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, len(films), 128):
+        grey = torch.from_numpy(np.ascontiguousarray(films[start : start + 128])).float().div(255).unsqueeze(1)
+        parts.append(augment(grey, films.shape[-1], MILD, generator).squeeze(1).mul(255).round().byte().numpy())
+    return np.concatenate(parts)
+
+
+def phantom_greys(count: int, size: int, first_seed: int) -> Films:
+    return np.stack([make_phantom(seed, size).film for seed in range(first_seed, first_seed + count)])
+
+
+def grey_films(paths: Sequence[Path], size: int) -> Films:
     """Films (N, S, S) by the one preprocess; see datasets.cache_films for a cached form."""
-    from pathlib import Path
-
-    from training.datasets import _render_grey
-
-    return np.stack([_render_grey(Path(path), size) for path in paths])
+    return np.stack([render_grey(path, size) for path in paths])

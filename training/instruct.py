@@ -31,6 +31,7 @@ from foundation.errors import CheckpointRefused, InvalidRequest, ManifestError
 from foundation.lexicon import FINDINGS
 from foundation.prompt import FindingState, Turn, findings_text
 from foundation.questions import interpret_question
+from training import resume
 from training.conversations import FilmFacts, conversation, film_facts, phantom_facts
 from training.corpus import training_rows
 
@@ -148,13 +149,15 @@ class Teacher:
         self, decoder: Decoder, recipe: DecoderRecipe, bank: FilmBank, questions: Sequence[str], work: Path, log: Log
     ) -> None:
         self.decoder, self.recipe, self.bank, self.questions = decoder, recipe, bank, questions
-        self.work, self.log = work, log
-        self.step = 0
+        self.work, self.state, self.log = work, work / "decoder_state", log
+        self._modules = {"decoder": decoder}
         matrices = [p for p in decoder.parameters() if p.ndim > 1]
         vectors = [p for p in decoder.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-        self._resume()
+        self.step = resume.resume_course(self.state, self._course(), self._modules, self.optimiser)
+        if self.step:
+            self.log(f"decoder: going on from step {self.step}")
 
     def train(self, until: int) -> None:
         """Steps up to `until`; the learning rate follows the whole recipe."""
@@ -171,7 +174,7 @@ class Teacher:
                 left = pace * (until - self.step)
                 self.log(f"decoder step {self.step}/{self.recipe.steps} loss {loss:.4f} ({left:.0f} s left)")
             if self.step % 100 == 0 or self.step == until:
-                self._save()
+                resume.save_course(self.state, self._course(), self.step, self._modules, self.optimiser)
         self.decoder.eval()
         if board:
             board.close()
@@ -194,31 +197,9 @@ class Teacher:
         fall = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.recipe.steps)))
         return self.recipe.learning_rate * warm * (0.03 + 0.97 * fall)
 
-    def _fingerprint(self) -> str:
-        return json.dumps([asdict(self.recipe), list(self.bank.tokens.shape), len(self.questions)], sort_keys=True)
-
-    def _save(self) -> None:
-        state = {
-            "fingerprint": self._fingerprint(),
-            "step": self.step,
-            "decoder": self.decoder.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        partial = self.work / "decoder_resume.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.work / "decoder_resume.pt")
-
-    def _resume(self) -> None:
-        file = self.work / "decoder_resume.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
-            raise InvalidRequest(f"{file.name} belongs to another recipe; give a new work folder.", param="work")
-        self.decoder.load_state_dict(state["decoder"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
-        self.log(f"decoder: going on from step {self.step}")
+    def _course(self) -> dict[str, Any]:
+        """What a resumed course must share with the one that was stopped."""
+        return {**asdict(self.recipe), "film tokens": list(self.bank.tokens.shape), "questions": len(self.questions)}
 
 
 def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:

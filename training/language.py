@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
 from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
+from training import resume
 from training.corpus import NORMAL, Claim, Sentence, corpus
 
 _SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
@@ -44,7 +45,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """How the text tower is built and distilled; every field is part of the fingerprint that guards resuming."""
+    """How the text tower is built and distilled; a stopped run goes on with the same one only."""
 
     vocab_size: int = 6144
     width: int = 256
@@ -320,7 +321,7 @@ class _Trainer:
         log: Log,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.folder, self.log = recipe, folder, log
+        self.recipe, self.state, self.log = recipe, folder / "state", log
         self.ids, self.targets, self.codes = ids, targets, codes
         self.tower = build_tower(recipe)
         self.tower.token_embedding.weight.data.copy_(torch.from_numpy(embeddings))
@@ -334,8 +335,10 @@ class _Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
         words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
         self.side_ids = (words.index("left"), words.index("right"))
-        self.step = 0
-        self._resume()
+        self.modules = {"tower": self.tower, "to_teacher": self.to_teacher}
+        self.step = resume.resume_course(self.state, self._course(), self.modules, self.optimiser)
+        if self.step:
+            self.log(f"text tower: going on from step {self.step}")
 
     def train(self, until: int) -> None:
         began = time.monotonic()
@@ -356,6 +359,9 @@ class _Trainer:
             if self.step % 100 == 0:
                 self._save()
         self._save()
+
+    def _save(self) -> None:
+        resume.save_course(self.state, self._course(), self.step, self.modules, self.optimiser)
 
     def cosine_held_out(self) -> float:
         """Mean cosine between the mapped student and the teacher on sentences never trained on."""
@@ -423,33 +429,9 @@ class _Trainer:
         warm = min(1.0, (self.step + 1) / recipe.warmup_steps)
         return recipe.learning_rate * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / recipe.steps))))
 
-    def _fingerprint(self) -> str:
-        return json.dumps([asdict(self.recipe), list(self.ids.shape)], sort_keys=True)
-
-    def _save(self) -> None:
-        state = {
-            "fingerprint": self._fingerprint(),
-            "step": self.step,
-            "tower": self.tower.state_dict(),
-            "to_teacher": self.to_teacher.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        partial = self.folder / "resume.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "resume.pt")
-
-    def _resume(self) -> None:
-        saved = self.folder / "resume.pt"
-        if not saved.exists():
-            return
-        state = torch.load(saved, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
-            raise InvalidRequest(f"{saved} belongs to another recipe; give a new folder or delete it.", param="folder")
-        self.tower.load_state_dict(state["tower"])
-        self.to_teacher.load_state_dict(state["to_teacher"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
-        self.log(f"text tower: going on from step {self.step}")
+    def _course(self) -> dict[str, Any]:
+        """What a resumed course must share with the one that was stopped."""
+        return {**asdict(self.recipe), "sentences": len(self.ids)}
 
 
 def _write_artefact(recipe: TextRecipe, trainer: _Trainer, folder: Path) -> None:

@@ -24,7 +24,8 @@ from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training import objectives
 from training.sentences import target_prompts
 
-PHANTOM_WEIGHT = 0.3
+PHANTOM_WEIGHT = 0.6
+WEIGHTS = {"tuberculosis": 5.0, "child pneumonia": 3.0, "bacterial": 4.0, "age": 0.5, "female": 0.5}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Learner(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-4.0))
         stride = self.visual.trunk.feature_info[-1]["reduction"]
         self.masked = objectives.MaskedFilm(width, stride)
+        self.gradients = objectives.MaskedGradients(width, stride)
         self.findings = objectives.FindingSupervision(width, priors, target_weights(target_names))
         self.target_names = target_names
         self.text_projection: nn.Parameter | None = None
@@ -80,17 +82,24 @@ class Learner(nn.Module):
 
 
 def target_weights(target_names: Sequence[str]) -> Tensor:
-    """(K,) What pretraining is for counts most: findings on real films over phantoms, which are many and easy."""
-    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else 1.0 for name in target_names])
+    """(K,) How much each known target counts.
+
+    The loss averages over everything known of a batch, of which a target that one small source knows is a tiny part:
+    those count several times; what is easy and many (phantoms) or no finding at all (age, sex) counts less.
+    """
+    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else WEIGHTS.get(name, 1.0) for name in target_names])
 
 
 def build_visual(recipe: ModelRecipe, size: int) -> Any:
-    """open_clip's TimmModel with its trunk made for `size` pixels (position embeddings are the only size-bound tensors)."""
+    """open_clip's TimmModel; a trunk with position embeddings, its only size-bound tensors, is made for `size` pixels."""
     import timm
     from open_clip.timm_model import TimmModel
 
     visual = TimmModel(recipe.timm_name, recipe.embed_dim, image_size=recipe.image_size, pool="avg", proj="linear")
-    visual.trunk = timm.create_model(recipe.timm_name, img_size=size, drop_path_rate=recipe.drop_path)
+    known = timm.get_pretrained_cfg(recipe.timm_name)  # None for a tower that timm does not carry itself
+    is_size_bound = known is None or known.fixed_input_size
+    bound = {"img_size": size} if is_size_bound else {}
+    visual.trunk = timm.create_model(recipe.timm_name, drop_path_rate=recipe.drop_path, **bound)
     visual.trunk.reset_classifier(0, global_pool="avg")
     use_patch_convolutions(visual.trunk)
     return visual.to(memory_format=torch.channels_last)

@@ -3,7 +3,7 @@
     Trainee                 plan(epoch) -> micro-batches of draws;  load(draws) -> batch
       |                     loss(model, batch) -> loss, numbers;    validate(model) -> numbers
       v
-    Loop.run()              OUT/last.pt      everything needed to go on, to the same numbers
+    Loop.run()              OUT/last/        everything needed to go on, to the same numbers (`resume.py`)
                             OUT/best.safetensors   the trainable tensors of the best epoch
                             OUT/log.jsonl, OUT/tensorboard/
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -37,8 +36,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from foundation.errors import InvalidRequest
+from training import resume as state
 
-LAST = "last.pt"
+LAST = "last"
 BEST = "best.safetensors"
 PRECISIONS = ("fp32", "bf16")
 
@@ -147,7 +147,7 @@ class Loop:
 
     def run(self, *, resume: bool = False, max_steps: int | None = None) -> LoopReport:
         """Train to the end, or for `max_steps` more optimiser steps; leaves the best weights in the model when done."""
-        if resume and (self.out / LAST).is_file():
+        if resume and state.read_place(self.out / LAST) is not None:
             self.load()
         else:
             set_seed(self.config.seed)
@@ -170,30 +170,36 @@ class Loop:
         """Write everything the run needs to go on, all or nothing."""
         if not self.accelerator.is_main_process:
             return
-        state = {
-            "config": asdict(self.config),
-            "at": asdict(self.at),
-            "model": _trainable(self.bare),
-            "optimizer": self.optimizer.state_dict(),
-            "random": _random_state(),
-        }
-        torch.save(state, self.out / f"{LAST}.part")
-        os.replace(self.out / f"{LAST}.part", self.out / LAST)
+        state.save_state(
+            self.out / LAST,
+            self._recipe(),
+            {"at": asdict(self.at), "python": random.getstate()},
+            {
+                "model": _trainable(self.bare),
+                "optimizer": state.optimizer_tensors(self.optimizer, dict(self.bare.named_parameters())),
+                "random": _random_tensors(),
+            },
+        )
 
     def load(self) -> None:
-        """Go on from `last.pt`; refused where the configuration is another."""
-        state = torch.load(self.out / LAST, map_location="cpu", weights_only=True)
-        changed = sorted(key for key, value in asdict(self.config).items() if state["config"].get(key) != value)
-        if changed:
-            raise InvalidRequest(
-                f"The run in {self.out.name!r} was started with another {', '.join(changed)}; resume it with the same "
-                "settings or choose another folder.",
-                param=changed[0],
-            )
-        self.at = Progressed(**state["at"])
-        _load_trainable(self.bare, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        _restore_random_state(state["random"])
+        """Go on from the folder `last`; refused where the configuration or the model is another."""
+        folder = self.out / LAST
+        place = state.read_place(folder)
+        if place is None:
+            raise InvalidRequest(f"The run in {self.out.name!r} was not saved; start it without resuming.", param="resume")
+        state.check_recipe(folder, place["recipe"], self._recipe())
+        model = state.read_part(folder, "model")
+        state.check_names(folder, model, _trainable(self.bare))
+        _load_trainable(self.bare, model)
+        parameters = dict(self.bare.named_parameters())
+        state.load_optimizer(self.optimizer, parameters, state.read_part(folder, "optimizer"))
+        self.at = Progressed(**place["at"])
+        _restore_random(state.read_part(folder, "random"), place["python"])
+
+    def _recipe(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that was stopped."""
+        rates = {str(number): group["peak"] for number, group in enumerate(self.optimizer.param_groups)}
+        return {**asdict(self.config), "learning_rates": rates}
 
     def _train_epoch(self, stop_at: int | None) -> Iterator[Mapping[str, float]]:
         """The rest of the current epoch, one optimiser step at a time."""
@@ -349,23 +355,27 @@ def _load_trainable(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+def _random_tensors() -> dict[str, Tensor]:
+    """The states of torch's and numpy's global generators (MT19937: 624 words, a position and a kept normal)."""
+    _, words, position, has_normal, normal = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-        "python": json.dumps(random.getstate()),
+        **{f"cuda{number}": held for number, held in enumerate(cuda)},
+        "numpy_words": torch.from_numpy(np.asarray(words, np.int64)),
+        "numpy_place": torch.tensor([position, has_normal, normal], dtype=torch.float64),
     }
 
 
-def _restore_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    version, numbers, gauss = json.loads(state["python"])
+def _restore_random(tensors: Mapping[str, Tensor], python: Sequence[Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    cuda = [tensors[f"cuda{number}"] for number in range(sum(name.startswith("cuda") for name in tensors))]
+    if torch.cuda.is_available() and cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    position, has_normal, normal = tensors["numpy_place"].tolist()
+    words = tensors["numpy_words"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, int(position), int(has_normal), normal))
+    version, numbers, gauss = python
     random.setstate((version, tuple(numbers), gauss))
 
 

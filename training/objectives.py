@@ -46,6 +46,51 @@ class MaskedFilm(nn.Module):
         return ((painted - wanted).abs() * mask).sum() / mask.sum().clamp_min(1)
 
 
+class MaskedGradients(nn.Module):
+    """Self-supervision: squares of the film are hidden, and of every place the histogram of oriented gradients must be told.
+
+    MaskFeat (Wei 2022), the hidden places weighing four times the seen ones. Histograms of `cell` pixels, `bins`
+    unsigned orientations, each of unit length: what shape there is, whatever the exposure.
+    """
+
+    def __init__(self, width: int, stride: int, cell: int = 8, bins: int = 9, hidden: float = 0.4) -> None:
+        super().__init__()
+        self.cell, self.bins, self.stride, self.hidden = cell, bins, stride, hidden
+        self.tell = nn.Conv2d(width, bins * (stride // cell) ** 2, 1)
+
+    def hide(self, films: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) -> films with squares of one stride set to their mean, and what was hidden (B, 1, h, w)."""
+        count, _, height, width = films.shape
+        shape = (count, 1, height // self.stride, width // self.stride)
+        cells = (torch.rand(shape, generator=generator) < self.hidden).float()
+        mask = F.interpolate(cells, (height, width), mode="nearest")
+        return films * (1 - mask) + films.mean((2, 3), keepdim=True) * mask, cells
+
+    def histograms(self, films: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, bins, H/cell, W/cell), each of unit length (near zero where the film is flat)."""
+        across = F.pad(films, (1, 1, 0, 0), mode="replicate").diff(dim=-1, n=1)
+        along = F.pad(films, (0, 0, 1, 1), mode="replicate").diff(dim=-2, n=1)
+        dx, dy = across[..., 1:] + across[..., :-1], along[..., 1:, :] + along[..., :-1, :]
+        angle = torch.atan2(dy, dx) % torch.pi / torch.pi * self.bins
+        low = angle.floor()
+        share = angle - low
+        strength = (dx.square() + dy.square()).sqrt()
+        votes = films.new_zeros(films.shape[0], self.bins, *films.shape[2:])
+        votes.scatter_add_(1, (low.long() % self.bins), strength * (1 - share))
+        votes.scatter_add_(1, ((low.long() + 1) % self.bins), strength * share)
+        pooled = F.avg_pool2d(votes, self.cell)
+        unit: Tensor = pooled / (pooled.norm(dim=1, keepdim=True) + 0.01)
+        return unit
+
+    def forward(self, feature_map: Tensor, films: Tensor, hidden: Tensor) -> Tensor:
+        told = F.pixel_shuffle(self.tell(feature_map.float()), self.stride // self.cell)
+        with torch.no_grad():
+            wanted = self.histograms(films)
+        weight = F.interpolate(1 + 3 * hidden, wanted.shape[-2:], mode="nearest")
+        loss: Tensor = ((told - wanted).square() * weight).sum() / (weight.sum() * self.bins)
+        return loss * 100
+
+
 def _coarse_mean(films: Tensor) -> Tensor:
     """The film's local mean: averaged over 16-pixel squares and spread out again."""
     return F.interpolate(F.avg_pool2d(films, 16), films.shape[-2:], mode="bilinear")

@@ -16,26 +16,27 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.errors import InvalidRequest
-from training import datasets, objectives
+from foundation.prompts import NIH_FINDINGS
+from training import datasets, objectives, resume
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
-from training.recipe import read_recipe
 
-OBJECTIVES = ("masked", "findings", "pairs", "prompts", "captions", "patches")
+OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
+VALIDATION_PHANTOMS = 400
+_FIRST_VALIDATION_SEED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class Pretraining:
         if (split, size) not in self.tables:
             self.tables = {key: table for key, table in self.tables.items() if key[1] == size}
             cache = Path(self.recipe.data.cache)
-            count = self.recipe.data.phantoms if split == "train" else 400
-            first = 0 if split == "train" else 10_000_000
+            is_train, phantoms = split == "train", self.recipe.data.phantoms
+            count = phantoms if is_train else min(phantoms, VALIDATION_PHANTOMS)
+            first = 0 if is_train else _FIRST_VALIDATION_SEED
             real = datasets.real_films(self.rows[split], size, cache)
             made = datasets.phantom_films(count, size, first, cache, MASK_GRID)
             self.tables[split, size] = datasets.join([real, made], MASK_GRID)
@@ -116,11 +118,10 @@ class Pretraining:
         """All stages, or the first `stages` of them; goes on where a stopped run was saved."""
         from torch.utils.tensorboard import SummaryWriter
 
-        place = self._read_place()
+        first, first_step = self._read_place()
         with SummaryWriter(str(self.out / "tensorboard")) as board:
-            for index in range(place["stage"], min(len(self.recipe.stage), stages or len(self.recipe.stage))):
-                step = place["step"] if index == place["stage"] else 0
-                self._run_stage(index, step, board)
+            for index in range(first, min(len(self.recipe.stage), stages or len(self.recipe.stage))):
+                self._run_stage(index, first_step if index == first else 0, board)
         return self.out
 
     # one stage -------------------------------------------------------------------------------------------------
@@ -132,8 +133,8 @@ class Pretraining:
         optimizer = self._optimizer(learner, stage)
         averaged = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
         if first_step:
-            self._load_optimizer(optimizer, learner)
-            averaged.load_state_dict(load_file(self.out / "averaged.safetensors"))
+            resume.load_optimizer(optimizer, dict(learner.named_parameters()), resume.read_part(self.out, "optimizer"))
+            averaged.load_state_dict(resume.read_part(self.out, "averaged"))
         sampler = datasets.StreamSampler(table, recipe.data.streams, recipe.batch, recipe.seed * 1000 + index)
         text = self._text if _needs_text(stage) else None
         prompts = self._prompts if _needs_text(stage) else None
@@ -200,12 +201,14 @@ class Pretraining:
         if stage.mix:
             films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
         parts: dict[str, Tensor] = {}
-        if "masked" in stage.objectives:
-            hidden, mask = learner.masked.hide(films, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
-                features = learner.feature_map(self._normalise(hidden))
-            parts["masked"] = learner.masked(features, films, mask)
-            return parts
+        for name in ("masked", "gradients"):
+            if name in stage.objectives:
+                hider = getattr(learner, name)
+                hidden, mask = hider.hide(films, generator)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+                    features = learner.feature_map(self._normalise(hidden))
+                parts[name] = hider(features, films, mask)
+                return parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
             features = learner.feature_map(self._normalise(films))
         features = features.float()
@@ -251,23 +254,23 @@ class Pretraining:
     def _learner(self, index: int, table: datasets.FilmTable) -> Learner:
         torch.manual_seed(self.recipe.seed)
         stage = self.recipe.stage[index]
-        priors = torch.from_numpy(np.nan_to_num(np.nanmean(table.targets, axis=0), nan=0.5))
+        priors = torch.from_numpy(datasets.known_means(table.targets))
         learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
         if _needs_text(stage):
             reports = (text for texts in table.texts for text in texts)
             self._prompts = Prompts(table.target_names)
             self._text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
             learner.add_text(self._text)
-        state_file = self.out / "learner.safetensors"
-        if state_file.is_file():
+        if resume.read_place(self.out) is not None:
             own = learner.state_dict()
-            held = fit_positions(load_file(state_file), own)
+            held = fit_positions(resume.read_part(self.out, "learner"), own)
             held = {name: tensor for name, tensor in held.items() if name in own and tensor.shape == own[name].shape}
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
                 raise InvalidRequest(
-                    f"{state_file.name} lacks {lost[0]}; it was made by another recipe. Remove it to start anew."
+                    f"The learner in {self.out.name!r} lacks {lost[0]}; it is of another recipe. Choose another folder.",
+                    param="out",
                 )
         return learner
 
@@ -284,33 +287,34 @@ class Pretraining:
     def _save(
         self, learner: nn.Module, averaged: nn.Module | None, optimizer: torch.optim.Optimizer | None, stage: int, step: int
     ) -> None:
-        _write_tensors(self.out / "learner.safetensors", learner.state_dict())
+        parts: dict[str, Mapping[str, Tensor]] = {"learner": learner.state_dict()}
         if averaged is not None:
-            _write_tensors(self.out / "averaged.safetensors", averaged.state_dict())
+            parts["averaged"] = averaged.state_dict()
         if optimizer is not None:
-            names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
-            held = {
-                f"{names[parameter]}/{key}": torch.as_tensor(value)
-                for parameter, state in optimizer.state.items()
-                for key, value in state.items()
-            }
-            _write_tensors(self.out / "optimizer.safetensors", held)
-        place = {"stage": stage, "step": step, "recipe": self.recipe.name}
-        (self.out / "place.json").write_text(json.dumps(place))
+            parts["optimizer"] = resume.optimizer_tensors(optimizer, dict(learner.named_parameters()))
+        resume.save_state(self.out, self._made_by(stage, step), {"stage": stage, "step": step}, parts)
 
-    def _load_optimizer(self, optimizer: torch.optim.Optimizer, learner: Learner) -> None:
-        held = load_file(self.out / "optimizer.safetensors")
-        parameters = dict(learner.named_parameters())
-        for key, tensor in held.items():
-            name, part = key.rsplit("/", 1)
-            optimizer.state[parameters[name]][part] = tensor
+    def _made_by(self, stage: int, step: int) -> dict[str, Any]:
+        """Everything that had a part in the numbers up to this place; stages still to come may be changed."""
+        told = asdict(self.recipe)
+        idle = ("out", "stage", "validate_every", "save_every_s")
+        made_by = {one.name: told[one.name] for one in fields(PretrainRecipe) if one.name not in idle}
+        del made_by["model"]["image_size"]  # of the checkpoint, not of training
+        begun = self.recipe.stage[: stage + (step > 0)]
+        return made_by | {"stage": {str(number): asdict(one) for number, one in enumerate(begun, start=1)}}
 
-    def _read_place(self) -> dict[str, int]:
-        place_file = self.out / "place.json"
-        if not place_file.is_file():
-            return {"stage": 0, "step": 0}
-        place = json.loads(place_file.read_text())
-        return {"stage": int(place["stage"]), "step": int(place["step"])}
+    def _read_place(self) -> tuple[int, int]:
+        """(stage, step) to go on from."""
+        place = resume.read_place(self.out)
+        if place is None:
+            return 0, 0
+        stage, step = int(place["stage"]), int(place["step"])
+        own = self._made_by(stage, step)
+        if isinstance(place["recipe"], str):  # older states know their recipe by name alone
+            resume.check_recipe(self.out, {"name": place["recipe"]}, {"name": own["name"]})
+        else:
+            resume.check_recipe(self.out, place["recipe"], own)
+        return stage, step
 
     # how well it does ------------------------------------------------------------------------------------------
 
@@ -334,7 +338,7 @@ class Pretraining:
             known = ~np.isnan(table.targets[:, column])
             truth = table.targets[known, column] > 0.5
             if 5 <= truth.sum() < known.sum():
-                group = "nih findings" if name in datasets.NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
+                group = "nih findings" if name in NIH_FINDINGS else "phantom" if name.startswith("phantom") else name
                 values.setdefault(group, []).append(float(auroc(scores[known, column], truth)[0]))
         return {group: float(np.mean(held)) for group, held in values.items()}
 
@@ -354,15 +358,3 @@ def _rate(step: int, steps: int, schedule: str) -> float:
     if schedule == "linear":
         return warm * (1 - step / steps)
     return warm
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, partial)
-    partial.rename(path)
-
-
-def pretrain(recipe: str, out: Path | None = None) -> Path:
-    """Run (or resume) the recipe; returns the folder with the learner's state. See `checkpoint_of` for the bundled folder."""
-    held = read_recipe(recipe, PretrainRecipe)
-    return Pretraining(held, out or Path(held.out)).run()

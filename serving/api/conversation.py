@@ -37,7 +37,8 @@ async def read_conversation(service: Service, body: ChatBody) -> Conversation:
     turns = _turns(body, service)
     films = _films(body)
     film = await service.decode(films[-1][1], films[-1][0], body) if films else None
-    request = service.request("chat", model, film=film, turns=turns, sampling=_sampling(body, service))
+    options = {"maps": True} if body.vesalius.maps else {}
+    request = service.request("chat", model, film=film, turns=turns, sampling=_sampling(body, service), options=options)
     notes: tuple[str, ...] = ()
     if len(films) > 1:
         notes = (f"The conversation holds {len(films)} films; the answer is about the latest one.",)

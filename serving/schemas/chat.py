@@ -85,6 +85,12 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
+class ChatOptions(Body):
+    """The `vesalius` field of a question: what our server does beyond OpenAI's shape, only when asked."""
+
+    maps: bool = Field(default=False, description="a heat map for every finding, in the answer's evidence")
+
+
 class ChatBody(ImageBody):
     """`images` and multipart files belong to the last message. The latest film of the conversation is the film."""
 
@@ -98,16 +104,17 @@ class ChatBody(ImageBody):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
     stop: Strings | None = None
+    vesalius: ChatOptions = Field(default_factory=ChatOptions)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, value: Any) -> Any:
         return _without_neutral(value, NEUTRAL, _HARMLESS)
 
-    @field_validator("stream", "temperature", "top_p", mode="before")
+    @field_validator("stream", "temperature", "top_p", "vesalius", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
-        return cls.model_fields[info.field_name].default if value is None else value
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
 
     @model_validator(mode="after")
     def _conversation_is_whole(self) -> Self:
@@ -129,19 +136,28 @@ class Finding(Answer):
 
 
 class HeatMap(Answer):
-    """`grid` (rows of columns) lies over the film as the model saw it; larger is more evidence for `label`."""
+    """`grid` (rows of columns, 0 to 1) lies over the film as the model saw it; larger is more evidence for `label`.
+
+    low, high: what 0 and 1 stand for, as differences of cosines between "there is" and "there is no".
+    """
 
     label: str
     grid: list[list[float]]
+    low: float = 0.0
+    high: float = 1.0
 
 
 class Evidence(Answer):
-    """What an answer rests on. reliance: how much it moved when the picture was taken away, None if not measured."""
+    """What an answer rests on. reliance: how much it moved when the picture was taken away, None if not measured.
+
+    heatmap: of the finding asked about, else of the most probable one present. maps: one a finding, where asked for.
+    """
 
     assessed: bool = True
     looks_like: str = ""
     findings: list[Finding] = Field(default_factory=list)
     heatmap: HeatMap | None = None
+    maps: list[HeatMap] | None = None
     reliance: float | None = None
 
 

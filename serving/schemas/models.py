@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Literal, Self
 
 from pydantic import Field
 
 from serving.gateway import ModelInfo
 from serving.schemas.parsing import Answer
+
+
+class Preprocessing(Answer):
+    """How a film becomes what the model sees, in open_clip's words: a square of `size` pixels, (film / 255 - mean) / std."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
+    fill_color: int
+    version: int
 
 
 class ModelExtras(Answer):
@@ -21,6 +34,7 @@ class ModelExtras(Answer):
     description: str = ""
     licence: str = ""
     embed_dim: int | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class Model(Answer):
@@ -45,6 +59,7 @@ class Model(Answer):
             description=info.description,
             licence=info.licence,
             embed_dim=info.embed_dim,
+            preprocessing=None if info.contract is None else Preprocessing.model_validate(asdict(info.contract)),
         )
         return cls(id=info.name, created=info.created, vesalius=extras)
 

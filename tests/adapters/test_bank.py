@@ -67,7 +67,8 @@ def test_mixed_batch_equals_each_row_alone(plain, banked, slots: list[int]) -> N
         for row, slot in enumerate(slots):
             alone = plain[slot].encode_image(x[row : row + 1])
             torch.testing.assert_close(mixed.embedding[row], alone.embedding[0], atol=1e-5, rtol=0)
-            torch.testing.assert_close(mixed.tokens[row], alone.tokens[0], atol=1e-4, rtol=5e-4)
+            largest = float(alone.tokens.abs().max())  # tokens are not normalised: a random tower's reach into the tens
+            torch.testing.assert_close(mixed.tokens[row], alone.tokens[0], atol=2e-5 * largest, rtol=5e-4)
 
 
 def test_adapters_differ_from_each_other(banked) -> None:  # type: ignore[no-untyped-def]

@@ -82,6 +82,32 @@ def test_the_bundled_library_is_read_only() -> None:
         AdapterStore().remove("anything-at-all")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "card.json is not valid JSON"),
+        ('{"format": 99}', "card.json is not of format 1"),
+        ("\xff\xfe", "card.json is not UTF-8 text"),
+        ('{"format": 1, "metrics": 5}', "card.json holds a value of the wrong kind"),
+        ('{"format": 1, "name": "x"}', "card.json lacks a required field"),
+    ],
+)
+def test_a_broken_card_is_told_and_hides_no_other(store: AdapterStore, folder: Path, text: str, reason: str) -> None:
+    store.add(folder)
+    store.add(folder, "another")
+    assert store.refused() == ()
+    (store.roots[-1] / "another" / CARD).write_bytes(text.encode("latin-1"))
+    assert [stored.name for stored in store.list()] == ["chest-test"]
+    (refused,) = store.refused()
+    assert (refused.name, refused.folder) == ("another", store.roots[-1] / "another")
+    assert reason in refused.reason
+    with pytest.raises(AdapterRefused, match=reason):
+        store.get("another")
+    assert store.get("chest-test").card.labels == ("effusion", "mass")
+    store.remove("another")  # the way to be rid of it
+    assert store.refused() == ()
+
+
 def test_listing_needs_no_torch() -> None:
     code = "import sys, adapters.store; adapters.store.AdapterStore().list(); assert 'torch' not in sys.modules"
     root = Path(adapters.store.__file__).parent.parent

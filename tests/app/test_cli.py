@@ -63,3 +63,13 @@ def test_a_named_server_that_is_not_there_is_said(tmp_path: Path, capsys: pytest
 def test_adapters_are_listed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapters", "list", "--adapters", str(tmp_path), "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+def test_a_broken_adapter_is_listed_as_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "card.json").write_text("{")
+    assert main(["adapters", "list", "--adapters", str(tmp_path)]) == 0
+    assert "broken                   refused: card.json is not valid JSON" in capsys.readouterr().out
+    assert main(["adapters", "list", "--adapters", str(tmp_path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert next(one for one in listed if one["name"] == "broken")["refused"].startswith("card.json")

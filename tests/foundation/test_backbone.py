@@ -21,9 +21,10 @@ from foundation.tokens import open_tokenizer
 from foundation.towers import block_index, image_tower, quarter_taps
 
 SENTENCES = ["There is a LARGE left pleural effusion.", "Normal heart", "x"]
-BLOCKS = {"open_clip": 4, "visformer": 8, "biomedclip": 6, "siglip": 4}
+BLOCKS = {"open_clip": 4, "resnet": 4, "visformer": 8, "biomedclip": 6, "siglip": 4}
 LEVELS = {
     "open_clip": [(32, 4, 4)] * 4,
+    "resnet": [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)],
     "visformer": [(96, 28, 28), (192, 14, 14), (192, 14, 14), (384, 7, 7)],
     "biomedclip": [(64, 10, 10)] * 4,
     "siglip": [(48, 4, 4)] * 4,
@@ -86,7 +87,7 @@ def test_logits_are_open_clips(backbone: Backbone, plain: tuple[Any, Any], layou
     expected, _ = model.get_logits(pixels, tokenizer(SENTENCES))
     ours = backbone.logits(backbone.encode_image(pixels).embedding, backbone.encode_text(SENTENCES))
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
-    assert backbone.is_sigmoid == (layout in ("visformer", "siglip"))
+    assert backbone.is_sigmoid == (layout in ("resnet", "visformer", "siglip"))
 
 
 @torch.no_grad()
@@ -122,9 +123,10 @@ def test_the_lower_blocks_can_be_run_once_and_shared(backbone: Backbone) -> None
 def test_targets_are_linear_maps_of_the_blocks_alone(backbone: Backbone, layout: str) -> None:
     modules = dict(backbone.image_tower.named_modules())
     targets = backbone.lora_targets()
-    assert len(targets) == 4 * BLOCKS[layout]
+    of_a_block = 3 if layout == "resnet" else 4
+    assert len(targets) == of_a_block * BLOCKS[layout]
     assert all(type(modules[name]) is nn.Linear for name in targets)
-    assert [block_index(name) for name in targets] == sorted(list(range(BLOCKS[layout])) * 4)
+    assert [block_index(name) for name in targets] == sorted(list(range(BLOCKS[layout])) * of_a_block)
     assert not any("patch_embed" in name or "attn_pool" in name or "head" in name for name in targets)
     text_modules = dict(backbone.text_tower.named_modules())
     assert backbone.text_lora_targets()
@@ -171,7 +173,7 @@ def test_patches_lie_in_the_embedding_space(backbone: Backbone, layout: str) -> 
     assert patches.shape == (3, features.tokens.shape[1], backbone.embed_dim)
     torch.testing.assert_close(patches.norm(dim=-1), torch.ones(patches.shape[:2]))
     tower: Any = backbone.image_tower
-    if layout == "visformer":  # pooling is the mean, so the patches' mean is the picture
+    if layout in ("resnet", "visformer"):  # pooling is the mean, so the patches' mean is the picture
         mean = F.normalize(tower.embed_patches(features.tokens).mean(dim=1), dim=-1)
         torch.testing.assert_close(mean, features.embedding, atol=1e-5, rtol=0)
     if layout == "open_clip":  # the final norm and projection at each place

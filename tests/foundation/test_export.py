@@ -50,7 +50,7 @@ def checkpoint(folder: Path, timm_name: str, size: int, *, class_token: bool = F
     tokenizer = folder.parent / f"{folder.name}_tokenizer"
     write_tokenizer(tiny_vocabulary(), tokenizer, 16)
     save_checkpoint(model.eval(), config, tokenizer, folder, torch.float32)
-    make_tiny_decoder(folder, image_width=384 if timm_name == "visformer_tiny" else 48)
+    make_tiny_decoder(folder, image_width={"visformer_tiny": 384, "resnet14t": 2048}.get(timm_name, 48))
     return folder
 
 
@@ -95,7 +95,11 @@ def register_vit(name: str, size: int, class_token: bool, options: dict[str, Any
 
 @pytest.mark.parametrize(
     ("timm_name", "size", "kind"),
-    [("vit", 64, "LlavaForConditionalGeneration"), ("visformer_tiny", 224, "FastVlmForConditionalGeneration")],
+    [
+        ("vit", 64, "LlavaForConditionalGeneration"),
+        ("visformer_tiny", 224, "FastVlmForConditionalGeneration"),
+        ("resnet14t", 96, "FastVlmForConditionalGeneration"),
+    ],
 )
 def test_plain_transformers_gives_the_same_greedy_answer(tmp_path: Path, timm_name: str, size: int, kind: str) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor

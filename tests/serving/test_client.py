@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import httpx
 import numpy as np
@@ -21,7 +22,7 @@ from foundation.errors import (
 )
 from serving.api.app import create_app
 from serving.client import Client, Picture
-from serving.fake import ADAPTER, BASE, EMBED_DIM, FINDINGS, FakeGateway, answer_words
+from serving.fake import ADAPTER, BASE, CONTRACT, EMBED_DIM, FINDINGS, FakeGateway, answer_words
 from serving.http_errors import BodyTooLarge, ModelNotFound
 from serving.messages import ChatTurn, Sampling
 
@@ -89,6 +90,28 @@ def test_ask_streams_and_ends_with_its_evidence(client: Client, gateway: FakeGat
     assert last.extras.evidence is not None
     assert last.extras.evidence.heatmap is not None
     assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+def test_maps_come_when_asked_for_one_a_finding(client: Client) -> None:
+    (*_, plain), (*_, mapped) = (
+        list(client.ask("Is there an effusion?", film=png_film(), maps=maps)) for maps in (False, True)
+    )
+    assert plain.extras is not None
+    assert plain.extras.evidence is not None
+    assert plain.extras.evidence.maps is None
+    assert mapped.extras is not None
+    assert mapped.extras.evidence is not None
+    assert mapped.extras.evidence.maps is not None
+    found = mapped.extras.evidence
+    assert [one.label for one in found.maps or []] == [finding.label for finding in found.findings]
+    assert all(one.low < one.high for one in found.maps or [])
+
+
+def test_the_base_says_how_films_are_prepared(client: Client) -> None:
+    base, adapter = client.models()
+    assert base.vesalius.preprocessing is not None
+    assert base.vesalius.preprocessing.model_dump() == asdict(CONTRACT)
+    assert adapter.vesalius.preprocessing is None
 
 
 def test_closing_the_iterator_withdraws_the_question(client: Client, gateway: FakeGateway) -> None:

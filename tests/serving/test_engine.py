@@ -23,6 +23,7 @@ from foundation.prompt import FindingState, Turn
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.messages import Batch, ChatTurn, Film, Outcome, Request, Sampling
+from serving.prompts import finding_prompts
 
 TEMPLATES = ["{}", "there is {}"]
 ZERO_SHOT = {"labels": ["effusion", "mass"], "templates": TEMPLATES, "negatives": None}
@@ -194,6 +195,34 @@ def test_a_chats_evidence_is_whole(engine: Engine) -> None:
     assert grid.max() == 1.0
     assert 0.0 <= evidence["reliance"] <= 1.0
     assert last.value["provenance"]["adapter"]
+
+
+def test_maps_asked_for_equal_a_direct_computation(engine: Engine, direct: Direct) -> None:
+    request = replace(chat(1, 3, "where is the nodule?"), options={"maps": True})
+    *_, last = engine.answer(request)
+    assert last.value is not None
+    evidence = last.value["evidence"]
+    assert [one["label"] for one in evidence["maps"]] == list(LABELS)
+    assert evidence["heatmap"] == evidence["maps"][LABELS.index("nodule")]
+    assert request.film is not None
+    with torch.no_grad():
+        tower = direct.backbone.image_tower
+        tokens = direct._look(request.film).tokens[0]
+        patches = torch.cat([tower.embed_patches(token[None, None]) for token in tokens])[:, 0]
+        patches = patches / patches.norm(dim=1, keepdim=True)
+        for shown in evidence["maps"]:
+            sides = [direct.backbone.encode_text(list(texts)).mean(0) for texts in finding_prompts(shown["label"])]
+            yes, no = (side / side.norm() for side in sides)
+            expected = ((patches @ yes) - (patches @ no)).reshape(10, 10).numpy()
+            found = shown["low"] + np.array(shown["grid"]) * (shown["high"] - shown["low"])
+            assert np.ptp(expected) > 1e-3
+            assert np.allclose(found, expected, atol=1e-4 * np.ptp(expected) + 1e-6)
+
+
+def test_maps_are_only_made_when_asked_for(engine: Engine) -> None:
+    *_, last = engine.answer(chat(1, 3, "where is the nodule?"))
+    assert last.value is not None
+    assert last.value["evidence"]["maps"] is None
 
 
 def test_a_chat_without_a_film_has_no_evidence(engine: Engine) -> None:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from adapters.card import AdapterCard, BaseRecord, Calibration
-from adapters.files import Adapter, write_adapter
-from adapters.lora import LoraPair, LoraSpec, LoraWeights
-from adapters.tasks.classification import ClassificationHead
+from adapters.fake import make_fake_adapter
+from adapters.files import write_adapter
 from foundation.backbone import Backbone
 from foundation.lexicon import FINDINGS
-from foundation.prompt import SPECIALS
+from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 from serving.messages import Film
 from serving.prompts import finding_prompts
 
 SIZE = 160
+CONTEXT = 24
 LABELS = ("effusion", "mass", "nodule")
 _MORE = "is there an effusion and where ? . , ; yes no i see present absent not assessed presence location describe"
 WORDS = " ".join([*FINDINGS, *(text for name in FINDINGS for pair in finding_prompts(name) for text in pair), _MORE])
 
 
-def write_tokenizer(folder: Path) -> int:
-    """A word tokenizer over the prompts' own words, with every special token; returns how many tokens it has."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[BOS]", "[EOS]", "[SEP]", "<image>", "<findings>", "<user>", "<assistant>"]
-    assert set(SPECIALS) <= set(specials)
+def vocabulary() -> list[str]:
+    """The prompts' own words, every special token, and letters enough to spell anything else."""
     words = sorted({*WORDS.replace("{}", "").lower().split(), *(str(number) for number in range(101))})
     letters = [chr(code) for code in range(97, 123)]
     pieces = [*words, *letters, *(f"##{letter}" for letter in [*letters, *"0123456789-"]), *"-/()'!:"]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*specials, *pieces]))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return len(vocabulary)
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *pieces]))
 
 
 def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
@@ -53,15 +35,16 @@ def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
     from foundation.checkpoint import build_open_clip, save_checkpoint
     from foundation.decoder import Decoder, DecoderShape
 
-    vocabulary = write_tokenizer(folder)
+    tokens = vocabulary()
+    write_tokenizer(tokens, folder, CONTEXT)
     config = {
         "model_cfg": {
             "embed_dim": 16,
             "custom_text": True,
             "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": SIZE},
             "text_cfg": {
-                "context_length": 24,
-                "vocab_size": vocabulary,
+                "context_length": CONTEXT,
+                "vocab_size": len(tokens),
                 "width": 32,
                 "heads": 2,
                 "layers": 1,
@@ -82,7 +65,7 @@ def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
     if with_decoder:
         shape = DecoderShape(
             image_width=64,
-            vocab_size=vocabulary,
+            vocab_size=len(tokens),
             width=32,
             layers=1,
             heads=2,
@@ -96,28 +79,7 @@ def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
 
 def write_findings(folder: Path, backbone: Backbone, name: str = "cxr-findings", seed: int = 5) -> Path:
     """An adapter for `backbone` whose LoRA and head change what it says; `folder` is the store's."""
-    generator = torch.Generator().manual_seed(seed)
-    spec = LoraSpec(tuple(backbone.lora_targets()), rank=4, alpha=8)
-    pairs = {}
-    for target in spec.targets:
-        linear = backbone.image_tower.get_submodule(target)
-        A = torch.randn(4, linear.in_features, generator=generator)
-        pairs[target] = LoraPair(0.2 * A, 0.2 * torch.randn(linear.out_features, 4, generator=generator))
-    head = ClassificationHead(len(LABELS), backbone.embed_dim, backbone.width)
-    torch.nn.init.normal_(head.text.weight, generator=generator)
-    torch.nn.init.normal_(head.query, generator=generator)
-    torch.nn.init.normal_(head.value, generator=generator)
-    card = AdapterCard(
-        name=name,
-        task="classification",
-        labels=LABELS,
-        base=BaseRecord("tiny", backbone.fingerprint),
-        preprocessing_version=1,
-        head={"embed_dim": backbone.embed_dim, "width": backbone.width},
-        calibration=Calibration("platt", (1.5, 0.5, 1.0), (-0.2, 0.3, 0.0), "val", 10),
-        thresholds=(0.4, 0.6, 0.5),
-    )
-    write_adapter(folder / name, Adapter(card, LoraWeights(spec, pairs), head.state_dict()))
+    write_adapter(folder / name, make_fake_adapter(backbone, name, LABELS, base="tiny", seed=seed))
     return folder / name
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_run import register_tiny_visformer, tiny_recipe, write_manifest, write_text_tower
+
+from training.pretrain import Pretraining, PretrainRecipe
 
 MadeFilms = Callable[..., Path]
 
@@ -40,3 +43,18 @@ def made_films(tmp_path: Path) -> MadeFilms:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> PretrainRecipe:
+    """A recipe of two short stages whose manifest, text tower and film cache are there."""
+    register_tiny_visformer()
+    folder = tmp_path_factory.mktemp("tiny_run")
+    (folder / "text").mkdir()
+    return tiny_recipe(write_manifest(folder), write_text_tower(folder / "text"), folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny: PretrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that recipe's run, never interrupted."""
+    return Pretraining(tiny, tmp_path_factory.mktemp("finished")).run()

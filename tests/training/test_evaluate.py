@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.card import AdapterCard, BaseRecord, Calibration
-from adapters.fake import FakeBackbone
+from adapters.fake import FakeBackbone, make_fake_adapter
 from adapters.files import Adapter, write_adapter
-from adapters.lora import LoraPair, LoraSpec, LoraWeights, lora_layers
+from adapters.lora import lora_layers
 from adapters.store import AdapterStore
 from adapters.tasks.classification import ClassificationHead
 from foundation.errors import InvalidRequest
@@ -80,7 +79,8 @@ class SeeingBackbone:
 
 
 def checkpoint(backbone: Any) -> Any:
-    return SimpleNamespace(backbone=backbone, passport=SimpleNamespace(licence="Apache-2.0"))
+    """As `open_checkpoint` gives it; its folder has no gate."""
+    return SimpleNamespace(backbone=backbone, folder=Path("no-such-folder"), passport=SimpleNamespace(licence="Apache-2.0"))
 
 
 def run(subject: str, manifest: Path | None, backbone: Any = None, **named: Any) -> Any:
@@ -180,29 +180,7 @@ class TinyBackbone(FakeBackbone):
 
 @pytest.fixture
 def adapter() -> Adapter:
-    backbone, generator = TinyBackbone(), torch.Generator().manual_seed(1)
-    spec = LoraSpec(tuple(backbone.lora_targets()), rank=2, alpha=4)
-    pairs = {}
-    for target in spec.targets:
-        linear = backbone.image_tower.get_submodule(target)
-        a, b = (
-            torch.randn(2, linear.in_features, generator=generator),
-            torch.randn(linear.out_features, 2, generator=generator),
-        )
-        pairs[target] = LoraPair(0.2 * a, 0.2 * b)
-    head = ClassificationHead(2, backbone.embed_dim, backbone.width)
-    torch.nn.init.normal_(head.text.weight, generator=generator)
-    card = AdapterCard(
-        name="made-findings",
-        task="classification",
-        labels=("effusion", "mass"),
-        base=BaseRecord("fake", backbone.fingerprint),
-        preprocessing_version=1,
-        head={"embed_dim": backbone.embed_dim, "width": backbone.width},
-        calibration=Calibration("platt", (1.0, 1.0), (0.0, 0.0), "val", 24),
-        thresholds=(0.4, 0.6),
-    )
-    return Adapter(card, LoraWeights(spec, pairs), head.state_dict())
+    return make_fake_adapter(TinyBackbone(), "made-findings", ("effusion", "mass"), seed=1)
 
 
 def test_adapter_is_measured_beside_a_baseline(made_films: Any, adapter: Adapter, tmp_path: Path) -> None:

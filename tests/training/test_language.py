@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from training.corpus import Claim, Sentence, base_claims, corpus, manifest_sente
 from training.language import (
     TextRecipe,
     _claim_codes,
+    _Trainer,
     build_tower,
     claim_similarity,
     encode_trimmed,
@@ -32,6 +34,31 @@ def test_the_shortened_forward_pass_equals_open_clips() -> None:
     with torch.inference_mode():
         for rows in (slice(0, 1), slice(0, 3), slice(0, 4)):
             torch.testing.assert_close(encode_trimmed(tower, ids[rows]), tower(ids[rows]), atol=1e-5, rtol=0)
+
+
+def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=6, batch=8, warmup_steps=2)
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 600, (40, 12), generator=random, dtype=torch.int32)
+    ids[::2, 7:] = 0
+    targets = torch.nn.functional.normalize(torch.randn(40, 24, generator=random), dim=-1)
+    codes = _claim_codes([Sentence("", Claim(("effusion", "mass")[i % 2], i % 3 > 0)) for i in range(40)])
+    embeddings = torch.randn(600, 32, generator=random).numpy() * 0.03
+
+    def distil(name: str, stops: list[int], recipe: TextRecipe = recipe) -> dict[str, torch.Tensor]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "vocab.txt").write_text("\n".join(["left", "right", *map(str, range(598))]))
+        for stop in stops:
+            trainer = _Trainer(recipe, folder, ids, targets, codes, embeddings, lambda _: None)
+            trainer.train(stop)
+        return {**trainer.tower.state_dict(), "to_teacher": trainer.to_teacher.weight.detach()}
+
+    whole, parts = distil("whole", [6]), distil("parts", [2, 6])
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(whole["to_teacher"], distil("short", [2])["to_teacher"])
+    with pytest.raises(InvalidRequest, match="another recipe: steps differ"):
+        distil("parts", [6], replace(recipe, steps=7))
 
 
 def test_claims_stand_where_they_should() -> None:

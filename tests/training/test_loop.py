@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
@@ -18,7 +21,7 @@ TRUTH = DATA @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
 
 
 class Line:
-    """A linear map learnt from batches of four, with noise from the global generator, so that its state matters."""
+    """A linear map learnt from batches of four, with noise from every global generator, so that their states matter."""
 
     def __init__(self, scores: Sequence[float] | None = None) -> None:
         self.scores = scores
@@ -33,7 +36,8 @@ class Line:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
         x, y = batch
-        return ((model(x + 0.1 * torch.randn_like(x)) - y) ** 2).mean(), {}
+        noise = torch.randn_like(x) + float(np.random.standard_normal()) + random.gauss(0, 1)
+        return ((model(x + 0.1 * noise) - y) ** 2).mean(), {}
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         error = float(((model(DATA) - TRUTH) ** 2).mean())
@@ -41,11 +45,13 @@ class Line:
         return {"score": -error if self.scores is None else self.scores[self.validations - 1]}
 
 
-def make_loop(out: Path, trainee: Line | None = None, **changes: object) -> Loop:
+def make_loop(
+    out: Path, trainee: Line | None = None, *, rate: float = 0.05, model: nn.Module | None = None, **changes: object
+) -> Loop:
     torch.manual_seed(3)
-    model = nn.Linear(4, 1)
+    model = model or nn.Linear(4, 1)
     settings = {"epochs": 3, "monitor": "score", "cpu": True, "seed": 5, "warmup": 0.2} | changes
-    group = ParameterGroup("all", list(model.parameters()), 0.05)
+    group = ParameterGroup("all", list(model.parameters()), rate)
     return Loop(trainee or Line(), model, [group], LoopConfig(**settings), out, is_quiet=True)
 
 
@@ -61,7 +67,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, accumulate: int, precision
     parts: LoopReport | None = None
     for _ in range(20):  # a fresh process each time, two optimiser steps long
         loop = make_loop(tmp_path / "parts", **options)
-        torch.manual_seed(999)  # the state must come from the file
+        set_seed(999)  # the states must come from the file
         parts = loop.run(resume=True, max_steps=2)
         if parts.is_finished:
             break
@@ -110,9 +116,15 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     make_loop(tmp_path).run(max_steps=1)
-    assert (tmp_path / LAST).is_file()
-    with pytest.raises(InvalidRequest, match="another epochs, seed"):
+    assert {path.suffix for path in (tmp_path / LAST).iterdir()} == {".json", ".safetensors"}
+    with pytest.raises(InvalidRequest, match="another recipe: epochs, seed differ"):
         make_loop(tmp_path, epochs=4, seed=6).run(resume=True)
+    with pytest.raises(InvalidRequest, match=r"another recipe: learning_rates\.0 differ"):
+        make_loop(tmp_path, rate=0.04).run(resume=True)
+    with pytest.raises(InvalidRequest, match=r"another model: 4 tensors differ, first '0\.bias'"):
+        make_loop(tmp_path, model=nn.Sequential(nn.Linear(4, 1))).run(resume=True)
+    with pytest.raises(InvalidRequest, match="was not saved"):
+        make_loop(tmp_path / "new").load()
     with pytest.raises(InvalidRequest, match="precision is 'fp8'"):
         LoopConfig(epochs=1, precision="fp8")
     with pytest.raises(InvalidRequest, match="epochs must be at least 1"):
