@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--where", action="append", default=[])
     command.add_argument("--report", type=Path, required=True)
     command.add_argument("--checkpoint", default="bundled")
-    command.add_argument("--baseline", action="append", default=[], dest="baselines")
+    command.add_argument("--baseline", action="append", default=[], dest="baselines", choices=("hog", "cnn"))
+    command.add_argument("--phantoms", type=int, help="how many synthetic films; 0 for none")
     command = add("adapters", _adapters, "list, show, verify, add or remove adapters")
     command.add_argument("action", choices=("list", "show", "verify", "add", "remove"))
     command.add_argument("name", nargs="?")
@@ -279,6 +281,9 @@ def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
     from app.chat_opener import open_chat
     from training.evaluate import Options, evaluate
 
+    options = Options(baselines=tuple(chosen.baselines))
+    if chosen.phantoms is not None:
+        options = replace(options, phantoms=chosen.phantoms, chat_phantoms=chosen.phantoms)
     evaluate(
         chosen.subject,
         chosen.manifest,
@@ -286,7 +291,7 @@ def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
         chosen.where or None,
         chosen.report,
         chosen.checkpoint,
-        Options(baselines=tuple(chosen.baselines)),
+        options,
         store=AdapterStore.default(),
         chat=open_chat,
         command=" ".join(["vesalius", *sys.argv[1:]]),

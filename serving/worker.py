@@ -47,7 +47,9 @@ class Worker:
     def __init__(self, config: ServerConfig, link: EngineLink | None = None) -> None:
         self.config = config
         self.pool = DecodePool(config.decode)
-        self.link = link or EngineLink(config.engine, start_limit_s=config.start_limit_s, hang_limit_s=config.hang_limit_s)
+        if link is None:  # a link that waits for nothing is empty, and so counts as false
+            link = EngineLink(config.engine, start_limit_s=config.start_limit_s, hang_limit_s=config.hang_limit_s)
+        self.link = link
         user_roots = [root for root in AdapterStore.default(config.engine.adapters_dir).roots if root != LIBRARY]
         self._stores = (AdapterStore(LIBRARY), *(AdapterStore(root) for root in user_roots))
         self._listed: tuple[float, list[ModelInfo]] = (-_LISTING_LIVES_S, [])

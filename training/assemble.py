@@ -62,6 +62,8 @@ def assemble(recipe: ModelRecipe, run: Path, folder: Path) -> Path:
     model.load_state_dict(fit_positions(state, own))
     _check_size(model.eval(), recipe)
     save_checkpoint(model, config, Path(recipe.text_folder), folder, torch.float16)
+    for name in ("text_cfg.json", "text_report.json"):  # of the text tower's own course, not of the tokenizer
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 

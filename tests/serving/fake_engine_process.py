@@ -28,10 +28,15 @@ for message in channel:
         time.sleep(60)
     if what == "silence":
         continue
-    if what == "stream":
+    if what == "slow":
+        time.sleep(0.3)
+    if what.startswith("stream"):
         for piece in "ab":
             outcome = Outcome(request["id"], {"delta": piece}, is_final=False)
             channel.send({"kind": "outcome", "outcome": outcome_to_plain(outcome)})
+    if what == "stream and die":
+        time.sleep(0.2)
+        os._exit(1)
     value = {"echo": what, "cancelled": list(cancelled)}
     channel.send({"kind": "outcome", "outcome": outcome_to_plain(Outcome(request["id"], value))})
     channel.send({"kind": "beat"})
