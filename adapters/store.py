@@ -42,7 +42,7 @@ class RefusedAdapter:
 
 
 class AdapterStore:
-    """Adapters by name over several roots; where two roots hold the same name, the first wins."""
+    """Adapters by name over several roots; where two roots hold the same name, the last, which is the user's, wins."""
 
     def __init__(self, *roots: Path | str) -> None:
         self.roots = tuple(Path(root) for root in roots) or (LIBRARY,)
@@ -122,7 +122,7 @@ class AdapterStore:
         return AdapterNotFound(f"There is no adapter called {name!r}; known are: {known}.", param="adapter")
 
     def _root_of(self, name: str) -> Path | None:
-        return next((root for root in self.roots if (root / name / CARD).is_file()), None)
+        return next((root for root in reversed(self.roots) if (root / name / CARD).is_file()), None)
 
     def _names(self) -> Iterator[str]:
         for root in self.roots:
