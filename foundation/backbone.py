@@ -105,7 +105,10 @@ class Backbone(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> ImageFeatures:
         """pixels (B, 3, S, S), normalised under `contract`; any float dtype, on any device."""
-        output: TowerOutput = self.image_tower(pixels.to(device=self.device, dtype=self.dtype))
+        return self.features(self.image_tower(pixels.to(device=self.device, dtype=self.dtype)))
+
+    def features(self, output: TowerOutput) -> ImageFeatures:
+        """What the tower's output means, for a caller who ran its blocks by himself."""
         return ImageFeatures(_unit(output.embedding), output.tokens, output.levels, output.grid)
 
     def encode_text(self, strings: Sequence[str], batch_size: int = 64) -> Tensor:

@@ -29,6 +29,9 @@ class LruCache(Generic[K, V]):
             self._held.move_to_end(key)
         return self._held.get(key)
 
+    def values(self) -> tuple[V, ...]:
+        return tuple(self._held.values())
+
     def put(self, key: K, value: V) -> None:
         self._held[key] = value
         self._held.move_to_end(key)

@@ -16,6 +16,7 @@ from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
 from serving.works import FindingsReader, Seen, Tools, View, film_of
+from serving.works.findings import findings_reader
 from serving.zero_shot import PromptSet
 
 
@@ -49,7 +50,7 @@ class ChatWork:
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> ChatWork:
-        reader = tools.findings(pinned)
+        reader = findings_reader(tools, pinned)
         pairs = [finding_prompts(label) for label in reader.labels]
         prompts = PromptSet(tuple(yes for yes, _ in pairs), tuple(no for _, no in pairs))
         film = film_of(request, tools) if request.film is not None else None

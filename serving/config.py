@@ -30,7 +30,7 @@ class EngineConfig:
     model_name: what callers call the base; derived from the checkpoint where empty. cached_film_bytes: of
     features kept of recent films. precision: "auto" measures at start and
     keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
-    probabilities a chat answer rests on; without it they are zero-shot.
+    probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
     """
 
     checkpoint: str = "bundled"
@@ -46,6 +46,7 @@ class EngineConfig:
     tokens_per_turn: int = 4
     cached_texts: int = 8192
     cached_film_bytes: int = 256 * MIB
+    unloaded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

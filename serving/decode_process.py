@@ -62,6 +62,9 @@ def decode(raw: RawFilm, contract: InputContract) -> Film:
         slice_index=pick_slice(image, raw.slice_index),
         notes=image.notes,
         decode_ms=(time.perf_counter() - start) * 1000,
+        height=int(image.pixels.shape[1]),
+        width=int(image.pixels.shape[2]),
+        spacing_mm=image.spacing_mm[1:] if image.spacing_mm else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Engine: owns the model and the device, and answers batches. Synchronous; one thread.
 
-    Batch -> plan each request (works.py) -> one trunk forward over all distinct views, each row through its own
-    adapter's slot -> missing prompts through the text tower -> finish each -> Outcomes
+    Batch -> plan each request (works/) -> one trunk forward over all distinct views, each row through its own
+    adapter's slot (looks.py) -> missing prompts through the text tower -> finish each -> Outcomes
 
 A batch that fails is split in halves until only the poison item fails. Chats leave `run` without an Outcome and are
 written by `generate`, a few tokens a turn. Knows no socket and no queue: `engine_process.py` joins it to both.
@@ -9,13 +9,9 @@ written by `generate`, a few tokens a turn. Knows no socket and no queue: `engin
 
 from __future__ import annotations
 
-import logging
-import math
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,27 +19,26 @@ import torch
 from torch import Tensor
 
 from adapters.store import AdapterStore
-from foundation.backbone import Backbone, ImageFeatures
+from foundation.backbone import Backbone
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest, VesaliusError
 from foundation.gate import Gate
-from foundation.preprocess import normalise
 from serving.cache import LruCache
 from serving.chat_work import ChatWork, Opening
 from serving.config import EngineConfig
-from serving.feature_cache import FeatureCache, FeatureKey
+from serving.faults import fault
 from serving.generation import ChatLane
+from serving.looks import Looks, view_key
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle
 from serving.residency import Residency
 from serving.transport import failure
-from serving.works import Seen, Tools, View, Work, plan
+from serving.works import Seen, Tools, Work, plan
+from serving.works.work import require_finite
 
 if TYPE_CHECKING:
     from foundation.decoder import Decoder
 
-log = logging.getLogger("serving.engine")
-FAULT = "The server failed on this item. Nothing is wrong with the others; if it happens again, report it."
 NO_DECODER = "This model has no decoder, so it cannot chat. Serve a checkpoint with one, such as the bundled model."
 
 
@@ -70,13 +65,12 @@ class Engine:
         self.backbone: Backbone = checkpoint.backbone
         self.precision = settle(self.backbone, self.config.precision)
         decoder = _open_decoder(checkpoint)
-        residency = Residency(self.backbone, store, capacity=self.config.adapters + 1)
+        residency = Residency(self.backbone, store, self.config.adapters + 1, self.config.unloaded)
         self._tools = Tools(self.backbone, residency, Gate.load(checkpoint.folder), self.config.findings_adapter)
         self._chats = ChatLane(decoder, self.config.tokens_per_turn)
         self._can_chat = decoder is not None
         self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
-        self._films = FeatureCache(self.config.cached_film_bytes)
-        self.trunk_rows = 0  # films through the trunk so far
+        self.looks = Looks(self.backbone, residency, self.config.cached_film_bytes)
 
     @classmethod
     def open(cls, config: EngineConfig) -> Engine:
@@ -103,6 +97,11 @@ class Engine:
         )
 
     @property
+    def trunk_rows(self) -> int:
+        """Films through the trunk so far, each counted once for each adapter."""
+        return self.looks.trunk.rows
+
+    @property
     def generating(self) -> int:
         """How many chats are being written."""
         return len(self._chats)
@@ -121,7 +120,7 @@ class Engine:
 
     def forget(self, tenant: str, study: str) -> None:
         """Drop what is kept of one tenant's film, or of everything the tenant sent where `study` is empty."""
-        self._films.forget(tenant, study)
+        self.looks.forget(tenant, study)
         while not study and self._texts.evict(lambda key: key[0] == tenant) is not None:
             pass
 
@@ -160,12 +159,12 @@ class Engine:
                 planned.append((request, self._plan(request, pinned)))
             except VesaliusError as error:
                 outcomes.append(failure(request.id, error))
-        features = self._look([(request, view) for request, work in planned for view in work.views])
+        features = self.looks.at([(request, view) for request, work in planned for view in work.views])
         texts = self._read([(request, text) for request, work in planned for text in work.texts])
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
             seen = Seen(
-                tuple(features[_view_key(view)] for view in work.views),
+                tuple(features[view_key(view)] for view in work.views),
                 torch.stack([texts[text] for text in work.texts]) if work.texts else torch.zeros(0, 0),
             )
             if isinstance(work, ChatWork):
@@ -190,32 +189,6 @@ class Engine:
 
         self._chats.start(request, opening, finish)
 
-    def _look(self, wanted: Sequence[tuple[Request, View]]) -> dict[Any, ImageFeatures]:
-        """Each distinct view's features (B = 1): what its tenant has asked about before, and the rest from one forward."""
-        found: dict[Any, ImageFeatures] = {}
-        missing: dict[Any, View] = {}
-        for request, view in wanted:
-            held = self._films.get(_feature_key(request, view)) if self._films.capacity_bytes else None
-            if held is None:
-                missing[_view_key(view)] = view
-            else:
-                found[_view_key(view)] = held
-        found |= self._forward(missing)  # what anyone misses is computed, whoever else has it
-        for request, view in wanted:
-            if request.stores and self._films.capacity_bytes:
-                self._films.put(_feature_key(request, view), found[_view_key(view)])
-        return found
-
-    def _forward(self, distinct: Mapping[Any, View]) -> dict[Any, ImageFeatures]:
-        if not distinct:
-            return {}
-        films = [normalise(view.pixels, self.backbone.contract) for view in distinct.values()]
-        pixels = torch.from_numpy(np.stack(films))
-        with self._tools.residency.bank.rows([view.slot for view in distinct.values()]):
-            features = self.backbone.encode_image(pixels)
-        self.trunk_rows += len(distinct)
-        return {key: _row(features, index) for index, key in enumerate(distinct)}
-
     def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
         """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""
         known: dict[str, Tensor] = {}
@@ -237,23 +210,14 @@ class Engine:
         self, request: Request, work: Work | ChatWork, value: Mapping[str, Any], compute_ms: float
     ) -> Mapping[str, Any]:
         """The value with what made it. Raises ArithmeticError where a number in it is none."""
-        if not _is_finite(value):
-            raise ArithmeticError("a result is not finite")
+        require_finite(value)
         provenance = {
             "model": self.backbone.fingerprint,
             "adapter": work.resident.digest if work.resident is not None else None,
-            "pixels": request.film.digest if request.film is not None else None,
+            "pixels": ", ".join(film.digest for film in request.films) or None,
             "preprocessing": str(self.backbone.contract.version),
         }
         return {**value, "provenance": provenance, "compute_ms": compute_ms}
-
-
-def fault(request_id: int, error: Exception, trace: str = "") -> Outcome:
-    """The Outcome of something unforeseen. The log says where, never what: its text may hold a caller's words."""
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    log.error("unforeseen %s at %s", type(error).__name__, places, extra={"request": trace})
-    return Outcome(request_id, error_code="internal_error", error_message=FAULT)
 
 
 def _open_decoder(checkpoint: Checkpoint) -> Decoder | None:
@@ -264,29 +228,5 @@ def _open_decoder(checkpoint: Checkpoint) -> Decoder | None:
     return Decoder.load(checkpoint.folder).to(checkpoint.backbone.device)
 
 
-def _view_key(view: View) -> tuple[bytes, int]:
-    """Equal for equal pixels through the same adapter."""
-    return view.pixels.tobytes(), view.slot
-
-
-def _feature_key(request: Request, view: View) -> FeatureKey:
-    study = request.film.digest if request.film is not None else ""
-    return FeatureKey.of(request.tenant, study, view.pixels.tobytes(), view.resident.digest if view.resident else "")
-
-
-def _row(features: ImageFeatures, index: int) -> ImageFeatures:
-    here = slice(index, index + 1)
-    levels = tuple(level[here] for level in features.levels)
-    return ImageFeatures(features.embedding[here], features.tokens[here], levels, features.grid)
-
-
 def _ms_since(start: float) -> float:
     return (time.perf_counter() - start) * 1000
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(_is_finite(item) for item in value.values())
-    return all(_is_finite(item) for item in value) if isinstance(value, list | tuple) else True

@@ -1,20 +1,26 @@
 """What the trunk saw of recent films, so that a second question about a film costs only what is new.
 
-The key is everything that the features depend on and whose they are: tenant, pixels as the model eats them, the
-adapter's files; the cache lives and dies with one opened model, so model and preprocessing are the same for all of it.
-Two tenants never share an entry: how fast an answer comes tells nobody what another asked.
+Kept are features, of the end of the trunk, and states of the base before some block, from which an adapter that begins
+there goes on. The key is everything that either depends on and whose it is: tenant, pixels as the model eats them, the
+adapter's files, the block; the cache lives and dies with one opened model, so model and preprocessing are the same for
+all of it. Two tenants never share an entry: how fast an answer comes tells nobody what another asked.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from foundation.backbone import ImageFeatures
+    from foundation.towers import TrunkState
 
+HeldT = TypeVar("HeldT", "ImageFeatures", "TrunkState")
+THE_END = -1
 
 @dataclass(frozen=True)
 class FeatureKey:
@@ -24,29 +30,30 @@ class FeatureKey:
     study: str
     pixels: str
     adapter: str
+    block: int = THE_END
 
     @classmethod
-    def of(cls, tenant: str, study: str, pixels: bytes, adapter: str) -> FeatureKey:
-        return cls(tenant, study, hashlib.sha256(pixels).hexdigest(), adapter)
+    def of(cls, tenant: str, study: str, pixels: bytes, adapter: str, block: int = THE_END) -> FeatureKey:
+        return cls(tenant, study, hashlib.sha256(pixels).hexdigest(), adapter, block)
 
 
-class FeatureCache:
+class FeatureCache(Generic[HeldT]):
     """At most `capacity_bytes` of tensors; what was used least recently goes first. For the engine's one thread."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.held_bytes = 0
-        self._held: OrderedDict[FeatureKey, ImageFeatures] = OrderedDict()
+        self._held: OrderedDict[FeatureKey, HeldT] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, key: FeatureKey) -> ImageFeatures | None:
+    def get(self, key: FeatureKey) -> HeldT | None:
         if key in self._held:
             self._held.move_to_end(key)
         return self._held.get(key)
 
-    def put(self, key: FeatureKey, features: ImageFeatures) -> None:
+    def put(self, key: FeatureKey, features: HeldT) -> None:
         """Keep a copy: a row of a batch would keep the whole batch alive."""
         size = _bytes_of(features)
         if key in self._held or size > self.capacity_bytes:
@@ -67,10 +74,25 @@ class FeatureCache:
         self.held_bytes -= _bytes_of(self._held.pop(key))
 
 
-def _copied(features: ImageFeatures) -> ImageFeatures:
-    levels = tuple(level.clone() for level in features.levels)
-    return type(features)(features.embedding.clone(), features.tokens.clone(), levels, features.grid)
+def _copied(held: HeldT) -> HeldT:
+    return replace(held, **{name: _copy(value) for name, value in _values(held).items()})
 
 
-def _bytes_of(features: ImageFeatures) -> int:
-    return sum(one.numel() * one.element_size() for one in (features.embedding, features.tokens, *features.levels))
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tuple(_copy(one) for one in value) if isinstance(value, tuple) else value
+
+
+def _bytes_of(held: Any) -> int:
+    return sum(_bytes(value) for value in _values(held).values())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_bytes(one) for one in value) if isinstance(value, tuple) else 0
+
+
+def _values(held: Any) -> dict[str, Any]:
+    return {field.name: getattr(held, field.name) for field in fields(held)}

@@ -16,7 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Operation = Literal["embed_image", "embed_text", "zero_shot", "classify", "chat"]
+Operation = Literal[
+    "embed_image", "embed_text", "zero_shot", "classify", "segment", "anomaly", "fuse", "analyze", "chat", "load", "unload"
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,11 @@ class RawFilm:
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """A decoded film: `pixels` (S, S, 3) uint8, exactly what the model sees, and what reading found out about it."""
+    """A decoded film: `pixels` (S, S, 3) uint8, exactly what the model sees, and what reading found out about it.
+
+    height, width: of the slice as it was sent, in its own pixels, in which points and masks are told; 0 where unknown.
+    spacing_mm: (row, column) distance of those pixels, where the file says it.
+    """
 
     pixels: npt.NDArray[np.uint8]
     digest: str  # MedicalImage.digest of the whole film or volume
@@ -41,6 +47,14 @@ class Film:
     slice_index: int = 0
     notes: tuple[str, ...] = ()
     decode_ms: float = 0.0
+    height: int = 0
+    width: int = 0
+    spacing_mm: tuple[float, float] | None = None
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(height, width) of the film's own pixels; the model's square where the film's are not known."""
+        return (self.height, self.width) if self.height and self.width else (self.pixels.shape[0], self.pixels.shape[1])
 
 
 @dataclass(frozen=True)
@@ -60,14 +74,19 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One item of work for the engine: at most one film, one adapter.
+    """One item of work for the engine: one film (fuse: any number), one adapter (analyze: one a task).
 
     id is unique per process; deadline and arrival are seconds on the monotonic clock.
     options holds only what the operation names:
       zero_shot: labels (list of str), templates (list of str, each with "{}"), negatives (list of str or None),
                  scoring ("softmax" | "sigmoid" | "pairwise")
       chat: maps (bool, a heat map for every finding)
-      classify: {} ; embed_image: {} ; embed_text: {}
+      segment: labels (list of str or None, which classes), points ([[row, column, is_inside], ...]) and boxes
+               ([[top, left, bottom, right], ...]) in the film's own pixels
+      fuse: tabular (field name -> number, word or None); the note is in `texts`, further films in `others`
+      analyze: tasks (list of {"operation", "adapter", "digest", "options"}), all about `film`
+      load: digest (str, "" for whatever the store holds)
+      classify, anomaly, embed_image, embed_text, unload: {}
     """
 
     id: int
@@ -83,6 +102,18 @@ class Request:
     tenant: str = ""  # whose request it is: nothing kept for one tenant is ever used for another
     stores: bool = True  # whether anything of it may be kept once it is answered
     trace: str = ""  # the call's id, for the log
+    digest: str = ""  # of the adapter as it was when the request came; "" for whatever it is by then
+    others: tuple[Film, ...] = ()  # the films after the first
+
+    @property
+    def films(self) -> tuple[Film, ...]:
+        return self.others if self.film is None else (self.film, *self.others)
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names of all adapters its films go through."""
+        named = [self.adapter, *(task.get("adapter") for task in self.options.get("tasks", ()))]
+        return frozenset(name for name in named if name)
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,16 @@ class Outcome:
     value by operation:
       embed_image, embed_text: {"embeddings": [[float, ...], ...]}
       zero_shot: {"scores": [K floats], "logits": [K floats], "assessed": bool, "looks_like": str}
-      classify: {"labels", "probabilities", "logits", "thresholds": [K values], "assessed": bool, "looks_like": str}
+      classify: {"labels", "probabilities", "logits", "thresholds": [K values], "normal": float | None, "calibration": str,
+            "conformal": {"coverage": float, "labels": [str]} | None, "assessed": bool, "looks_like": str}
+      segment: {"labels", "presence", "thresholds": [K values], "masks": [K COCO run lengths], "assessed", "looks_like"}
+      anomaly: {"score", "p_value", "branches": {name: p}, "normals": int, "heat": {"png": bytes, "low", "high"}
+            or None, "assessed", "looks_like"}
+      fuse: FusionResult's fields with "subsets": [{"modalities", "probability", "logit", "method"}], "note": {"removed"}
+            or None, "films": [{"assessed", "looks_like"}], "assessed", "looks_like"
+      analyze: {"parts": [one a task: its operation's value with its "adapter" digest, or {"error": [code, sentence]}],
+            "assessed", "looks_like"}
+      load: {"name", "digest", "task", "slot": int, "deviation": float} ; unload: {"name", "was_resident": bool}
       chat, one Outcome per streamed piece: {"delta": str} ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
     evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],

@@ -62,7 +62,8 @@ def rows_of(request: Request) -> int:
         return CHAT_ROWS
     if request.operation == "embed_text":
         return max(1, math.ceil(len(request.texts) / TEXTS_PER_ROW))
-    return 2 if request.adapter else 1  # through its adapter, and as it is for the gate
+    ways = 1 + len(request.adapters)  # as it is, for the gate, and through each adapter
+    return ways * max(1, len(request.films))
 
 
 def urgency(request: Request, patience_s: float) -> tuple[float, int]:
@@ -79,7 +80,7 @@ def choose(waiting: Sequence[Request], now: float, budget: Budget, free_chats: i
     rows, adapters = 0, set[str]()
     alive = [request for request in waiting if request.id not in late]
     for request in sorted(alive, key=lambda one: urgency(one, patience_s)):
-        wants = adapters | ({request.adapter} if request.adapter else set())
+        wants = adapters | request.adapters
         is_chat = request.operation == "chat"
         if is_chat and free_chats < 1:
             continue

@@ -141,7 +141,8 @@ def film_to_plain(film: Film) -> dict[str, Any]:
 def film_from_plain(plain: Message) -> Film:
     rest = {key: value for key, value in plain.items() if key not in ("pixels", "shape", "notes")}
     pixels = np.frombuffer(plain["pixels"], dtype=np.uint8).reshape(plain["shape"])
-    return Film(pixels=pixels, notes=tuple(plain["notes"]), **rest)
+    spacing_mm = tuple(plain["spacing_mm"]) if plain["spacing_mm"] else None
+    return Film(pixels=pixels, notes=tuple(plain["notes"]), **{**rest, "spacing_mm": spacing_mm})
 
 
 def raw_film_to_plain(raw: RawFilm) -> dict[str, Any]:
@@ -158,6 +159,7 @@ def request_to_plain(request: Request) -> dict[str, Any]:
     return {
         **plain,
         "film": film_to_plain(request.film) if request.film is not None else None,
+        "others": [film_to_plain(film) for film in request.others],
         "turns": [asdict(turn) for turn in request.turns],
         "sampling": asdict(request.sampling),
         "options": dict(request.options),
@@ -170,6 +172,7 @@ def request_from_plain(plain: Message) -> Request:
         **{
             **plain,
             "film": film_from_plain(plain["film"]) if plain["film"] is not None else None,
+            "others": tuple(film_from_plain(film) for film in plain["others"]),
             "texts": tuple(plain["texts"]),
             "turns": tuple(ChatTurn(**turn) for turn in plain["turns"]),
             "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),

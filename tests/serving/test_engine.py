@@ -268,14 +268,14 @@ def test_only_the_poison_item_fails(engine: Engine, monkeypatch: pytest.MonkeyPa
     """A trunk that breaks on one film, as a kernel would: seven of eight are answered."""
     poison = noise_film(99)
     black = torch.from_numpy(normalise(poison.pixels, engine.backbone.contract))
-    encode = engine.backbone.encode_image
+    embed = engine.backbone.image_tower.embed
 
     def breaks(pixels: torch.Tensor) -> Any:
         if any(torch.equal(row, black) for row in pixels):
             raise RuntimeError("a secret in a library's text")
-        return encode(pixels)
+        return embed(pixels)
 
-    monkeypatch.setattr(engine.backbone, "encode_image", breaks)
+    monkeypatch.setattr(engine.backbone.image_tower, "embed", breaks)
     films = [noise_film(seed) for seed in range(7)]
     films.insert(3, poison)
     requests = tuple(Request(number, "embed_image", film=film) for number, film in enumerate(films))

@@ -1,0 +1,62 @@
+"""The classification task: calibrated probabilities, thresholds, and the conformal set where the card has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.card import AdapterCard
+from adapters.tasks.classification import ClassificationResult, Classifier
+from serving.messages import Film, Request
+from serving.residency import Resident
+from serving.works.work import Seen, Tools, Value, View, assessment, film_of
+
+
+@dataclass(frozen=True, eq=False)
+class Classify:
+    film: Film
+    resident: Resident
+    classifier: Classifier
+    tools: Tools
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, request: Request, tools: Tools, pinned: set[str]) -> Classify:
+        resident = tools.adapter_of(request, pinned, "Classifying")
+        return cls(film_of(request, tools), resident, resident.opened(Classifier), tools)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return self.tools.views(self.film, self.resident)
+
+    def finish(self, seen: Seen) -> Value:
+        verdict = self.tools.verdict(seen.features[-1], self.film)
+        card = self.classifier.card
+        value: Value = {"labels": list(card.labels), "calibration": calibration_id(card), **assessment(verdict)}
+        if not verdict.assessed:
+            return {**value, "probabilities": [], "logits": [], "thresholds": [], "normal": None, "conformal": None}
+        result = self.classifier(seen.features[0])[0]
+        return {
+            **value,
+            "probabilities": result.probabilities.tolist(),
+            "logits": result.logits.tolist(),
+            "thresholds": result.thresholds.tolist(),
+            "normal": result.normal_probability,
+            "conformal": conformal_set(card, result),
+        }
+
+
+def calibration_id(card: AdapterCard) -> str | None:
+    """How its probabilities were calibrated, and on what; None where they were not."""
+    how = card.calibration
+    return None if how.method == "none" else f"{how.method} on {how.films} films of '{how.split}'"
+
+
+def conformal_set(card: AdapterCard, result: ClassificationResult) -> Value | None:
+    """The labels that cannot be ruled out at the card's coverage; None where the card has no thresholds for it."""
+    if card.conformal.coverage is None or not card.conformal.thresholds:
+        return None
+    reaches = result.probabilities >= np.array(card.conformal.thresholds)
+    kept = [label for label, is_in in zip(result.labels, reaches, strict=True) if is_in]
+    return {"coverage": card.conformal.coverage, "labels": kept}
