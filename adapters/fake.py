@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -16,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.card import AdapterCard, BaseRecord, Calibration
+from adapters.card import AdapterCard, BaseRecord, Calibration, Conformal
 from adapters.files import Adapter
-from adapters.lora import LoraPair, LoraSpec, LoraWeights
-from adapters.tasks.classification import ClassificationHead
+from adapters.lora import LoraPair, LoraSpec, LoraWeights, targets_from
+from adapters.tasks import anomaly, classification, segmentation
 from foundation.backbone import Backbone, ImageFeatures
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower, image_tower
 
 SIZE = 32
 KINDS = ("vit", "visformer")
+HeadT = TypeVar("HeadT", bound=nn.Module)
 
 
 class FakeBackbone:
@@ -63,32 +65,76 @@ class FakeBackbone:
 
 
 def make_fake_adapter(
-    backbone: Backbone | FakeBackbone, name: str, labels: Sequence[str], base: str = "fake", seed: int = 5
+    backbone: Backbone | FakeBackbone,
+    name: str,
+    labels: Sequence[str],
+    base: str = "fake",
+    seed: int = 5,
+    *,
+    task: str = classification.TASK,
+    first_block: int = 0,
 ) -> Adapter:
-    """A classification adapter of random weights that changes what the backbone says, calibrated at random too."""
+    """An adapter of random weights that changes what the backbone says, calibrated at random too.
+
+    task: classification, segmentation or anomaly. first_block: where its LoRA begins, as in `targets_from`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    spec = LoraSpec(tuple(backbone.lora_targets()), rank=4, alpha=8)
+    spec = LoraSpec(targets_from(backbone.lora_targets(), first_block), rank=4, alpha=8)
     pairs = {}
     for target in spec.targets:
         linear = backbone.image_tower.get_submodule(target)
         assert isinstance(linear, nn.Linear)
         first = torch.randn(4, linear.in_features, generator=generator)
         pairs[target] = LoraPair(0.2 * first, 0.2 * torch.randn(linear.out_features, 4, generator=generator))
-    head = ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
-    for weight in (head.text.weight, head.query, head.value):
-        nn.init.normal_(weight, generator=generator)
+    head, options = _fake_head(backbone, task, len(labels), generator)
     steps = range(len(labels))
     card = AdapterCard(
         name=name,
-        task="classification",
+        task=task,
         labels=tuple(labels),
         base=BaseRecord(base, backbone.fingerprint),
         preprocessing_version=1,
-        head={"embed_dim": backbone.embed_dim, "width": backbone.width},
-        calibration=Calibration("platt", tuple(1.5 / (k + 1) for k in steps), tuple(0.3 * k - 0.2 for k in steps), "val", 10),
+        head=options,
         thresholds=tuple(0.4 + 0.2 * (k % 2) for k in steps),
     )
+    if task == classification.TASK:
+        slopes, biases = tuple(1.5 / (k + 1) for k in steps), tuple(0.3 * k - 0.2 for k in steps)
+        conformal = Conformal(0.9, tuple(0.2 + 0.3 * (k % 2) for k in steps), "val")
+        card = replace(card, calibration=Calibration("platt", slopes, biases, "val", 10), conformal=conformal)
     return Adapter(card, LoraWeights(spec, pairs), head.state_dict())
+
+
+def _fake_head(
+    backbone: Backbone | FakeBackbone, task: str, labels: int, generator: torch.Generator
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A head of random weights for a task, and the options of it that a card records."""
+    if task == classification.TASK:
+        plain = classification.ClassificationHead(labels, backbone.embed_dim, backbone.width)
+        for weight in (plain.text.weight, plain.query, plain.value):
+            nn.init.normal_(weight, generator=generator)
+        return plain, {"embed_dim": backbone.embed_dim, "width": backbone.width}
+    size = backbone.contract.size
+    with torch.no_grad():
+        widths = [level.shape[1] for level in backbone.encode_image(torch.zeros(1, 3, size, size)).levels]
+    if task == segmentation.TASK:
+        shape = {"embed_dim": backbone.embed_dim, "level_widths": widths}
+        return _drawn(segmentation.SegmentationHead(labels, backbone.embed_dim, widths), generator), shape
+    last = (widths[-3], widths[-2], widths[-1])
+    sizes = anomaly.HeadShape(backbone.embed_dim, last, findings=3, memory=12, memory_width=8, reference=20)
+    head = _drawn(anomaly.AnomalyHead(sizes), generator)
+    head.weights.abs_()
+    head.reference.mul_(10)
+    head.quantiles[:-1] = torch.linspace(-4, 4, anomaly.QUANTILES)
+    head.quantiles[-1] = torch.linspace(0, 1, anomaly.QUANTILES)
+    return head, {**vars(sizes), "level_widths": list(last)}
+
+
+def _drawn(head: HeadT, generator: torch.Generator) -> HeadT:
+    """Every tensor of the head at random, of a size that keeps outputs of ordinary size."""
+    with torch.no_grad():
+        for tensor in head.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.ndim < 3 else 0.1))
+    return head
 
 
 class _Visual(nn.Module):

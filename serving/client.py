@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -26,11 +26,15 @@ from pydantic import ValidationError
 from foundation.errors import DeadlineExceeded, EngineUnavailable, ServiceError, VesaliusError
 from serving.http_errors import STATUS, error_from
 from serving.messages import ChatTurn, Sampling
+from serving.schemas.adapters import LoadAnswer, UnloadAnswer
+from serving.schemas.analyze import AnalyzeAnswer, AnalyzeTask
+from serving.schemas.anomaly import AnomalyAnswer
 from serving.schemas.chat import ChatChunk, ChatExtras, Usage
 from serving.schemas.classify import ClassifyAnswer
 from serving.schemas.embeddings import EmbeddingsAnswer
 from serving.schemas.models import Model, ModelList, ReadinessAnswer
 from serving.schemas.parsing import Answer
+from serving.schemas.segment import BoxMark, MaskFormat, PointMark, SegmentAnswer
 from serving.schemas.zero_shot import Scoring, ZeroShotAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -112,6 +116,63 @@ class Client:
         """Films through the classification adapter called `model`."""
         body = {"images": [_film(film) for film in films], "model": model, "include_film": include_film}
         return self._post("/v1/classify", body, ClassifyAnswer)
+
+    def segment(
+        self,
+        films: Sequence[Picture | bytes],
+        model: str,
+        *,
+        labels: Sequence[str] | None = None,
+        points: Sequence[PointMark] = (),
+        boxes: Sequence[BoxMark] = (),
+        mask_format: MaskFormat = "rle",
+        include_film: bool = False,
+    ) -> SegmentAnswer:
+        """Masks of the adapter's classes in each film's own pixels; points and boxes hold for every film."""
+        body = _segment_body(films, model, labels, points, boxes)
+        return self._post("/v1/segment", {**body, "mask_format": mask_format, "include_film": include_film}, SegmentAnswer)
+
+    def mask_file(
+        self,
+        film: Picture | bytes,
+        model: str,
+        kind: Literal["application/dicom", "application/x-nifti"] = "application/x-nifti",
+        *,
+        labels: Sequence[str] | None = None,
+        points: Sequence[PointMark] = (),
+        boxes: Sequence[BoxMark] = (),
+    ) -> bytes:
+        """One film's masks as a DICOM segmentation or a NIfTI volume."""
+        body = _segment_body([film], model, labels, points, boxes)
+        with self._translated():
+            response = self._http.post("/v1/segment", json=body, headers={"Accept": kind})
+        if response.is_error:
+            raise _error(response)
+        return response.content
+
+    def anomaly(
+        self, films: Sequence[Picture | bytes], model: str, *, heat: bool = True, include_film: bool = False
+    ) -> AnomalyAnswer:
+        """How strange films are among normal ones, by the adapter called `model`."""
+        body = {"images": [_film(film) for film in films], "model": model, "heat": heat, "include_film": include_film}
+        return self._post("/v1/anomaly", body, AnomalyAnswer)
+
+    def analyze(
+        self, film: Picture | bytes, tasks: Sequence[AnalyzeTask | str], *, include_film: bool = False
+    ) -> AnalyzeAnswer:
+        """One film, many tasks in one call; a string among them is an adapter's name."""
+        asked = [{"model": task} if isinstance(task, str) else task.model_dump(mode="json") for task in tasks]
+        body = {"images": [_film(film)], "tasks": asked, "include_film": include_film}
+        return self._post("/v1/analyze", body, AnalyzeAnswer)
+
+    def load_adapter(self, name: str, digest: str | None = None) -> LoadAnswer:
+        """Have the server answer by what its store holds under this name. Needs a key with the scope `admin`."""
+        return self._post(f"/v1/adapters/{quote(name, safe='')}", {"digest": digest}, LoadAnswer)
+
+    def unload_adapter(self, name: str) -> UnloadAnswer:
+        with self._translated():
+            response = self._http.delete(f"/v1/adapters/{quote(name, safe='')}")
+        return _read(response, UnloadAnswer)
 
     def embed(
         self, texts: Sequence[str] = (), films: Sequence[Picture | bytes] = (), *, model: str | None = None
@@ -211,6 +272,22 @@ def _film(film: Picture | bytes) -> dict[str, Any]:
     picture = Picture(film) if isinstance(film, bytes) else film
     data = base64.b64encode(picture.data).decode("ascii")
     return {"data": data, "slice_index": picture.slice_index, "window": picture.window}
+
+
+def _segment_body(
+    films: Sequence[Picture | bytes],
+    model: str,
+    labels: Sequence[str] | None,
+    points: Sequence[PointMark],
+    boxes: Sequence[BoxMark],
+) -> dict[str, Any]:
+    return {
+        "images": [_film(film) for film in films],
+        "model": model,
+        "labels": None if labels is None else list(labels),
+        "points": [point.model_dump() for point in points],
+        "boxes": [box.model_dump() for box in boxes],
+    }
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:

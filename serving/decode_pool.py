@@ -25,10 +25,11 @@ from foundation.errors import (
 )
 from serving.messages import Film, RawFilm
 from serving.spawn import end, kill, spawn
-from serving.transport import AsyncChannel, PeerLostError, film_from_plain, raw_film_to_plain
+from serving.transport import AsyncChannel, PeerLostError, film_from_plain, mask_file_to_plain, raw_film_to_plain
 
 if TYPE_CHECKING:
     from foundation.preprocess import InputContract
+    from serving.mask_files import MaskFile
 
 log = logging.getLogger("serving.decode")
 GIB = 1 << 30
@@ -85,17 +86,27 @@ class DecodePool:
 
         A decoder may be lost for reasons that are not its film's, so a film is blamed for it only the second time.
         """
+        reply = await self._done({"kind": "decode", "raw": raw_film_to_plain(raw), "contract": asdict(contract)})
+        return film_from_plain(reply["film"])
+
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        """Masks written over the film they are of; raises as `decode`."""
+        content = (await self._done({"kind": "mask_file", "wanted": mask_file_to_plain(wanted)}))["content"]
+        assert isinstance(content, bytes)
+        return content
+
+    async def _done(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
-            return await self._decode_once(raw, contract)
+            return await self._once(message)
         except PeerLostError:
             pass
         try:
-            return await self._decode_once(raw, contract)
+            return await self._once(message)
         except PeerLostError:
             raise FilmUnreadable("The film broke the decoder: it is damaged. Export it again.") from None
 
-    async def _decode_once(self, raw: RawFilm, contract: InputContract) -> Film:
-        """As `decode`; raises PeerLostError where the decoder was lost over it."""
+    async def _once(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `_done`; raises PeerLostError where the decoder was lost over it."""
         if self._waiting >= self.config.max_waiting:
             raise Overloaded("Too many films wait to be decoded. Try again in a moment.", retry_after_s=1.0)
         self._waiting += 1
@@ -106,10 +117,9 @@ class DecodePool:
         finally:
             self._waiting -= 1
         # NOTE: shielded, so that a caller who leaves does not cost the decoder its process.
-        return await asyncio.shield(self._background(self._decode_with(decoder, raw, contract)))
+        return await asyncio.shield(self._background(self._do_with(decoder, message)))
 
-    async def _decode_with(self, decoder: _Decoder, raw: RawFilm, contract: InputContract) -> Film:
-        message = {"kind": "decode", "raw": raw_film_to_plain(raw), "contract": asdict(contract)}
+    async def _do_with(self, decoder: _Decoder, message: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             async with asyncio.timeout(self.config.time_limit_s):
                 await decoder.channel.send(message)
@@ -126,7 +136,7 @@ class DecodePool:
         self._idle.put_nowait(decoder)
         if reply["kind"] == "refused":
             raise _error(reply)
-        return film_from_plain(reply["film"])
+        return reply
 
     async def _hire(self) -> None:
         limits = {

@@ -16,9 +16,10 @@ from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRe
 from foundation.image import Window
 from foundation.preprocess import InputContract, pick_slice, render
 from foundation.readers import read_film
+from serving.mask_files import write_mask_file
 from serving.messages import Film, RawFilm
 from serving.spawn import parent_channel
-from serving.transport import PeerLostError, contract_from_plain, film_to_plain, raw_film_from_plain
+from serving.transport import PeerLostError, contract_from_plain, film_to_plain, mask_file_from_plain, raw_film_from_plain
 
 
 def main() -> None:
@@ -34,8 +35,10 @@ def main() -> None:
 
 
 def answer(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A film, or the error that says why there is none; whatever the bytes, never a library's own text."""
+    """A film, masks written over one, or the error that says why not; whatever the bytes, never a library's own text."""
     try:
+        if message["kind"] == "mask_file":
+            return {"kind": "file", "content": write_mask_file(mask_file_from_plain(message["wanted"]))}
         film = decode(raw_film_from_plain(message["raw"]), contract_from_plain(message["contract"]))
         return {"kind": "film", "film": film_to_plain(film)}
     except (FilmError, InvalidRequest) as error:

@@ -70,7 +70,7 @@ class EngineLink:
         self.facts: Mapping[str, Any] | None = None  # EngineFacts as plain data; None until the first start
         self.last_forward: float | None = None  # monotonic
         self.restarts = 0
-        self._config = config
+        self.config = config  # what the next engine is opened with
         self._start_limit_s = start_limit_s
         self._hang_limit_s = hang_limit_s
         self._module = module
@@ -149,7 +149,7 @@ class EngineLink:
         process, channel = await spawn(self._module, {})
         try:
             async with asyncio.timeout(self._start_limit_s):
-                await channel.send({"kind": "open", "config": asdict(self._config)})
+                await channel.send({"kind": "open", "config": asdict(self.config)})
                 greeting = await channel.receive()
         except (PeerLostError, TimeoutError):
             kill(process)

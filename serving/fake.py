@@ -8,22 +8,25 @@ Films are read as a real server reads them; a colour picture or a CT slice is "n
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from foundation.preprocess import InputContract
+from serving.fake_tasks import LUNGS, draw, masks, strangeness
 from serving.gateway import ModelInfo, Readiness
+from serving.mask_files import MaskFile, write_mask_file
 from serving.messages import Film, Outcome, RawFilm, Request
 
 CONTRACT = InputContract(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 EMBED_DIM = 16
 BASE = "vesalius-fake"
 ADAPTER = "cxr-findings"
+SEGMENTER = "lungs"
+DETECTOR = "cxr-anomaly"
 FINDINGS = ("atelectasis", "cardiomegaly", "consolidation", "effusion", "pneumothorax")
 MODELS = (
     ModelInfo(
@@ -45,13 +48,27 @@ MODELS = (
         digest="1" * 64,
         description="Findings on a chest film",
     ),
+    ModelInfo(
+        name=SEGMENTER,
+        kind="adapter",
+        capabilities=("segment",),
+        base=BASE,
+        task="segmentation",
+        labels=LUNGS,
+        digest="2" * 64,
+        description="Lungs and heart on a chest film",
+    ),
+    ModelInfo(
+        name=DETECTOR,
+        kind="adapter",
+        capabilities=("anomaly",),
+        base=BASE,
+        task="anomaly",
+        labels=("anomaly",),
+        digest="3" * 64,
+        description="How strange a chest film is among normal ones",
+    ),
 )
-
-
-def draw(*parts: str) -> float:
-    """A number in 0..1 that depends on the words alone."""
-    digest = hashlib.sha256("\0".join(parts).encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def fake_film(raw: RawFilm) -> Film:
@@ -85,6 +102,7 @@ class FakeGateway:
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     forgotten: list[tuple[str, str]] = field(default_factory=list)
+    unloaded: set[str] = field(default_factory=set)
 
     async def decode(self, raw: RawFilm) -> Film:
         return fake_film(raw)
@@ -98,13 +116,37 @@ class FakeGateway:
             raise
         if self.error is not None:
             return Outcome(request.id, error_code=self.error[0], error_message=self.error[1])
+        return Outcome(request.id, {**self._value(request), **_provenance(request), "compute_ms": 1.0})
+
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        return write_mask_file(wanted)
+
+    async def administer(self, request: Request) -> Outcome:
+        self.requests.append(request)
+        known = next((info for info in MODELS if info.name == request.adapter and info.kind == "adapter"), None)
+        if known is None:
+            return Outcome(request.id, error_code="adapter_not_found", error_message="There is no such adapter.")
+        if request.operation == "unload":
+            was_there = known.name not in self.unloaded
+            self.unloaded.add(known.name)
+            return Outcome(request.id, {"name": known.name, "was_resident": was_there})
+        if request.options["digest"] not in ("", known.digest):
+            return Outcome(request.id, error_code="adapter_refused", error_message="The store holds another digest.")
+        self.unloaded.discard(known.name)
+        value = {"name": known.name, "digest": known.digest, "task": known.task, "slot": 1, "deviation": 0.0}
+        return Outcome(request.id, value)
+
+    def _value(self, request: Request) -> dict[str, Any]:
         values = {
             "embed_image": self._embed_image,
             "embed_text": self._embed_text,
             "zero_shot": self._zero_shot,
             "classify": self._classify,
+            "segment": self._segment,
+            "anomaly": self._anomaly,
+            "analyze": self._analyze,
         }
-        return Outcome(request.id, {**values[request.operation](request), **_provenance(request), "compute_ms": 1.0})
+        return values[request.operation](request)
 
     def forget(self, tenant: str, study: str = "") -> None:
         self.forgotten.append((tenant, study))
@@ -133,7 +175,7 @@ class FakeGateway:
                 self.cancelled.append(request.id)
 
     def models(self) -> list[ModelInfo]:
-        return list(MODELS)
+        return [info for info in MODELS if info.name not in self.unloaded]
 
     def readiness(self) -> Readiness:
         return Readiness(ready=self.is_ready, last_forward_age_s=0.5, reason="" if self.is_ready else "No model.")
@@ -166,6 +208,27 @@ class FakeGateway:
             "thresholds": [0.5] * len(FINDINGS),
             **_assessment(request.film),
         }
+
+    def _segment(self, request: Request) -> dict[str, Any]:
+        assert request.film is not None
+        assessment = _assessment(request.film)
+        if assessment["assessed"]:
+            return {**masks(request), **assessment}
+        return {"labels": list(LUNGS), "presence": [], "thresholds": [], "masks": [], **assessment}
+
+    def _anomaly(self, request: Request) -> dict[str, Any]:
+        assert request.film is not None
+        nothing = {"score": None, "p_value": None, "branches": {}, "normals": 0, "heat": None}
+        assessment = _assessment(request.film)
+        return {**(strangeness(request.film) if assessment["assessed"] else nothing), **assessment}
+
+    def _analyze(self, request: Request) -> dict[str, Any]:
+        assert request.film is not None
+        parts = []
+        for task in request.options["tasks"]:
+            part = replace(request, operation=task["operation"], adapter=task["adapter"], options=task["options"])
+            parts.append({**self._value(part), "adapter": task["adapter"]})
+        return {"parts": parts, **_assessment(request.film)}
 
 
 def _unit_vector(word: str) -> list[float]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HeldT = TypeVar("HeldT", "ImageFeatures", "TrunkState")
 THE_END = -1
 
+
 @dataclass(frozen=True)
 class FeatureKey:
     """study: the film's digest, by which all entries of a film are found; pixels: of the one view. Full digests."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from foundation.preprocess import InputContract
+from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 
 _request_ids = itertools.count(1)
@@ -62,6 +63,14 @@ class Gateway(Protocol):
 
     async def decode(self, raw: RawFilm) -> Film:
         """The film as the model will see it. Raises FilmError, Overloaded or EngineUnavailable."""
+        ...
+
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        """Masks written over the film they are of. Raises FilmError, InvalidRequest, Overloaded or EngineUnavailable."""
+        ...
+
+    async def administer(self, request: Request) -> Outcome:
+        """Load or unload the adapter that `request` names: who asks from here on is answered by what is there then."""
         ...
 
     async def ask(self, request: Request) -> Outcome:

@@ -28,6 +28,9 @@ class ServerLimits:
     max_templates: int = 32
     max_prompts: int = 4096  # labels x templates x (2 with negatives)
     max_messages: int = 128
+    max_marks: int = 64  # points, and boxes, on one film
+    max_tasks: int = 32  # of one analysis
+    max_fields: int = 256  # of a table beside films
     max_tokens: int = 1024
     max_items_in_flight: int = 256  # films, texts and chats admitted and not yet answered
     max_bytes_in_flight: int = 512 * MIB  # bodies being read or held

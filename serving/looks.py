@@ -87,6 +87,8 @@ class Looks:
 
 def _key(request: Request, view: View, block: int = THE_END) -> FeatureKey:
     """Of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
-    study = next((film.digest for film in request.films if film.pixels is view.pixels), request.film.digest if request.film else "")
+    study = next(
+        (film.digest for film in request.films if film.pixels is view.pixels), request.film.digest if request.film else ""
+    )
     adapter = view.resident.digest if view.resident and block == THE_END else ""
     return FeatureKey.of(request.tenant, study, view.pixels.tobytes(), adapter, block)

@@ -20,6 +20,13 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/zero_shot"): "infer",
     ("POST", "/v1/zero_shot/hf"): "infer",
     ("POST", "/v1/classify"): "infer",
+    ("POST", "/v1/segment"): "infer",
+    ("POST", "/v1/anomaly"): "infer",
+    ("POST", "/v1/analyze"): "infer",
+    ("POST", "/v1/adapters/*"): "admin",
+    ("DELETE", "/v1/adapters/*"): "admin",
+    ("POST", "/v1/load_lora_adapter"): "admin",
+    ("POST", "/v1/unload_lora_adapter"): "admin",
     ("DELETE", "/v1/cache"): "infer",
     ("DELETE", "/v1/cache/*"): "infer",
 }

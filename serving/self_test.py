@@ -36,8 +36,8 @@ def check_adapter(backbone: Backbone, bank: AdapterBank, slot: int, adapter: Ada
     tolerance = TOLERANCES.get(backbone.dtype, 1e-3)
     if not deviation <= tolerance:  # a number that is none fails as well
         raise AdapterRefused(
-            f"The adapter {adapter.card.name!r} fails its test: the bank differs from the plain definition by {deviation:.2g} of "
-            f"the largest feature, where {tolerance:g} is allowed. It is not served; train or export it again.",
+            f"The adapter {adapter.card.name!r} fails its test: the bank differs from the plain definition by {deviation:.2g} "
+            f"of the largest feature, where {tolerance:g} is allowed. It is not served; train or export it again.",
             param="model",
         )
     if torch.equal(plain, base):

@@ -21,6 +21,7 @@ import numpy as np
 
 from foundation.errors import VesaliusError
 from foundation.preprocess import InputContract
+from serving.mask_files import MaskFile
 from serving.messages import ChatTurn, Film, Outcome, RawFilm, Request, Sampling
 
 Message = Mapping[str, Any]
@@ -152,6 +153,15 @@ def raw_film_to_plain(raw: RawFilm) -> dict[str, Any]:
 def raw_film_from_plain(plain: Message) -> RawFilm:
     window = plain["window"]
     return RawFilm(plain["data"], plain["slice_index"], tuple(window) if window else None)
+
+
+def mask_file_to_plain(wanted: MaskFile) -> dict[str, Any]:
+    return asdict(wanted)
+
+
+def mask_file_from_plain(plain: Message) -> MaskFile:
+    raw = raw_film_from_plain(plain["raw"])
+    return MaskFile(**{**plain, "raw": raw, "labels": tuple(plain["labels"]), "masks": tuple(plain["masks"])})
 
 
 def request_to_plain(request: Request) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class Trunk:
 
     def _embed(self, run: _Run, films: Sequence[Wanted]) -> None:
         """Start the base's line of each film that is not held, and the lines of adapters that begin before block 0."""
-        run.lines = [(index, 0) for index, film in enumerate(films) if film.at == EMBED and _base_until(film, self.depth) > EMBED]
+        run.lines = [
+            (index, 0) for index, film in enumerate(films) if film.at == EMBED and _base_until(film, self.depth) > EMBED
+        ]
         run.lines += [(index, way.slot) for index, film in enumerate(films) for way in film.ways if way.first == EMBED]
         if not run.lines:
             return

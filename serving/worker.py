@@ -20,21 +20,26 @@ from typing import Any
 import numpy as np
 
 from adapters.store import LIBRARY, AdapterStore, StoredAdapter
-from foundation.errors import EngineUnavailable, VesaliusError
+from foundation.errors import AdapterNotFound, EngineUnavailable, VesaliusError
 from foundation.preprocess import InputContract
 from serving.config import ServerConfig
 from serving.decode_pool import DecodePool
 from serving.engine_link import AWAY, EngineLink
 from serving.gateway import ModelInfo, Readiness, next_request_id
+from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 from serving.prompts import TEMPLATES
-from serving.transport import contract_from_plain
+from serving.transport import contract_from_plain, failure
 
 log = logging.getLogger("serving.worker")
 _LISTING_LIVES_S = 1.0
 _CANARY_LIMIT_S = 60.0
 _CANARY_GRACE_S = 5.0
-_TASKS: Mapping[str, tuple[Operation, ...]] = {"classification": ("classify",)}
+_TASKS: Mapping[str, tuple[Operation, ...]] = {
+    "classification": ("classify",),
+    "segmentation": ("segment",),
+    "anomaly": ("anomaly",),
+}
 
 
 class _LostUnheardError(Exception):
@@ -77,6 +82,28 @@ class Worker:
 
     async def decode(self, raw: RawFilm) -> Film:
         return await self.pool.decode(raw, self.contract)
+
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        return await self.pool.mask_file(wanted)
+
+    async def administer(self, request: Request) -> Outcome:
+        """An unloaded adapter is remembered here, so that an engine started anew knows of it, and is listed no more."""
+        name = request.adapter or ""
+        unloaded = set(self.link.config.unloaded)
+        if request.operation == "unload":
+            if all(info.name != name or info.kind == "base" for info in self.models()):
+                return failure(request.id, AdapterNotFound(f"There is no adapter called {name!r} to unload.", param="name"))
+            self._set_unloaded(unloaded | {name})  # first: whoever asks from here on is told so
+        outcome = await self.ask(request)
+        if outcome.is_error:
+            self._set_unloaded(unloaded)
+        elif request.operation == "load":
+            self._set_unloaded(unloaded - {name})
+        return outcome
+
+    def _set_unloaded(self, names: set[str]) -> None:
+        self.link.config = replace(self.link.config, unloaded=tuple(sorted(names)))
+        self._listed = (-_LISTING_LIVES_S, [])
 
     async def ask(self, request: Request) -> Outcome:
         async with aclosing(self.stream(request)) as outcomes:
@@ -190,7 +217,7 @@ class Worker:
         )
 
     def _adapters(self) -> list[StoredAdapter]:
-        """Those made for the base that is open, the bundled ones first; each name once."""
+        """Those made for the base that is open, each name once; the user's own stands for a bundled one of its name."""
         found: dict[str, StoredAdapter] = {}
         for store in self._stores:
             try:
@@ -200,8 +227,8 @@ class Worker:
                 continue
             for stored in listed:
                 if stored.card.base.fingerprint == self._facts["fingerprint"]:
-                    found.setdefault(stored.name, stored)
-        return list(found.values())
+                    found[stored.name] = stored
+        return [stored for name, stored in found.items() if name not in self.link.config.unloaded]
 
     async def _sing(self) -> None:
         """The canary: a blank film, whenever nobody has asked for anything for a while."""

@@ -36,5 +36,7 @@ def open_task(card: AdapterCard, tensors: Mapping[str, Tensor]) -> Opened:
     """Bind the head of whatever task the card names. Raises AdapterRefused."""
     opener = OPENERS.get(card.task)
     if opener is None:
-        raise AdapterRefused(f"The adapter {card.name!r} is for {card.task!r}, which is not known here: {', '.join(OPENERS)} are.")
+        raise AdapterRefused(
+            f"The adapter {card.name!r} is for {card.task!r}, which is not known here: {', '.join(OPENERS)} are."
+        )
     return opener(card, tensors)

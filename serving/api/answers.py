@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -71,15 +71,21 @@ def json_answer(model: BaseModel) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-def documented(body: type[Body], answer: Any) -> dict[str, Any]:
-    """What OpenAPI says of a route whose body `read_body` reads by itself; `app.py` adds the body's schema."""
+def documented(body: type[Body], answer: Any, *, files: Sequence[str] = (), may_be_empty: bool = False) -> dict[str, Any]:
+    """What OpenAPI says of a route whose body `read_body` reads by itself; `app.py` adds the body's schema.
+
+    files: the media types that it can answer with beside JSON.
+    """
     reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-    files = {
+    parts = {
         "type": "object",
         "properties": {FILE_PART: {"type": "array", "items": {"type": "string", "format": "binary"}}},
     }
     content = {
         "application/json": {"schema": reference},
-        "multipart/form-data": {"schema": {"allOf": [files, reference]}},
+        "multipart/form-data": {"schema": {"allOf": [parts, reference]}},
     }
-    return {"response_model": answer, "openapi_extra": {"requestBody": {"required": True, "content": content}}}
+    extra: dict[str, Any] = {"requestBody": {"required": not may_be_empty, "content": content}}
+    binary = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in files}
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": binary}} if binary else {}
+    return {"response_model": answer, "openapi_extra": extra, "responses": answers}

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Lifespan
 
 from foundation.errors import InvalidRequest, VesaliusError
-from serving.api import chat, classify, embeddings, health, kept, models, zero_shot
+from serving.api import adapters, analyze, anomaly, chat, classify, embeddings, health, kept, models, segment, zero_shot
 from serving.api.observer import Observer
 from serving.api.service import Service
 from serving.api.trail import Trail
@@ -26,14 +26,30 @@ from serving.gateway import Gateway
 from serving.http_errors import error_response, on_http_exception, on_vesalius_error
 from serving.keys import KeyRing
 from serving.limits import ServerLimits
+from serving.schemas.adapters import LoadBody, VllmLoadBody, VllmUnloadBody
+from serving.schemas.analyze import AnalyzeBody
+from serving.schemas.anomaly import AnomalyBody
 from serving.schemas.chat import ChatBody
 from serving.schemas.classify import ClassifyBody
 from serving.schemas.common import ErrorAnswer
 from serving.schemas.embeddings import EmbeddingsBody
+from serving.schemas.segment import SegmentBody
 from serving.schemas.zero_shot import HuggingFaceBody, ZeroShotBody
 
-_BODIES = (ZeroShotBody, HuggingFaceBody, ClassifyBody, EmbeddingsBody, ChatBody)
-_ROUTERS = (zero_shot.router, classify.router, embeddings.router, chat.router, models.router, kept.router, health.router)
+_BODIES = (
+    ZeroShotBody,
+    HuggingFaceBody,
+    ClassifyBody,
+    SegmentBody,
+    AnomalyBody,
+    AnalyzeBody,
+    EmbeddingsBody,
+    ChatBody,
+    LoadBody,
+    VllmLoadBody,
+    VllmUnloadBody,
+)
+_ROUTES = (zero_shot, classify, segment, anomaly, analyze, embeddings, chat, models, adapters, kept, health)
 
 
 class VesaliusApp(FastAPI):
@@ -72,8 +88,8 @@ def create_app(
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.state.service = service
-    for router in _ROUTERS:
-        app.include_router(router)
+    for routes in _ROUTES:
+        app.include_router(routes.router)
     app.add_middleware(KeyGuard, ring=keys or operator_ring(api_key))
     app.add_middleware(Observer, metrics=service.metrics, trail=trail or Trail(None))
     app.add_exception_handler(VesaliusError, on_vesalius_error)

@@ -13,7 +13,7 @@ from serving.api.answers import documented, item, json_answer, while_connected
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count
-from serving.schemas.classify import ClassifyAnswer, ClassifyBody, ClassifyItem, LabelProbability
+from serving.schemas.classify import ClassifyAnswer, ClassifyBody, ClassifyItem, ConformalSet, LabelProbability
 from serving.schemas.common import FilmInput
 
 router = APIRouter(tags=["adapters"])
@@ -32,7 +32,7 @@ async def _answer(service: Service, body: ClassifyBody) -> ClassifyAnswer:
     check_count("images", len(body.images), service.limits.max_images)
     with service.items.take(len(body.images)):
         asked = await service.each([_ask(service, body, model, i, film) for i, film in enumerate(body.images)])
-    return ClassifyAnswer(model=model.name, data=[_item(body, index, one) for index, one in enumerate(asked)])
+    return ClassifyAnswer(model=model.name, data=[classified(index, one, body.include_film) for index, one in enumerate(asked)])
 
 
 async def _ask(service: Service, body: ClassifyBody, model: ModelInfo, index: int, film: FilmInput) -> Asked:
@@ -40,11 +40,14 @@ async def _ask(service: Service, body: ClassifyBody, model: ModelInfo, index: in
     return await service.ask(service.request("classify", model, film=decoded))
 
 
-def _item(body: ClassifyBody, index: int, asked: Asked | VesaliusError) -> ClassifyItem:
-    answer = item(ClassifyItem, index, asked, body.include_film)
+def classified(index: int, asked: Asked | VesaliusError, include_film: bool) -> ClassifyItem:
+    answer = item(ClassifyItem, index, asked, include_film)
     if not isinstance(asked, VesaliusError) and answer.assessed:
         answer.labels = list(_probabilities(asked.value))
         answer.calibration = asked.value.get("calibration")
+        answer.normal = asked.value.get("normal")
+        conformal = asked.value.get("conformal")
+        answer.conformal = None if conformal is None else ConformalSet.model_validate(conformal)
     return answer
 
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -21,6 +21,7 @@ from serving.call import current_call
 from serving.gateway import Gateway, ModelInfo, next_request_id
 from serving.http_errors import ModelNotFound, error_from, internal_error
 from serving.limits import Budget, ServerLimits
+from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, Request
 from serving.metrics import Metrics
 from serving.schemas.common import FilmInput, ImageBody, Timings
@@ -49,22 +50,29 @@ class Service:
         self.body_bytes = Budget(limits.max_bytes_in_flight, "bytes for bodies")
 
     @asynccontextmanager
-    async def receive(self, http: HttpRequest, model: type[BodyT]) -> AsyncIterator[BodyT]:
+    async def receive(self, http: HttpRequest, model: type[BodyT], *, may_be_empty: bool = False) -> AsyncIterator[BodyT]:
         """The checked body, its memory counted for as long as the block lasts. Reads the headers that bind the call, too."""
         current_call().read_headers(http.headers)
+        if may_be_empty and http.headers.get("content-length", "0") == "0" and "transfer-encoding" not in http.headers:
+            yield model()
+            return
         with self.body_bytes.take(declared_bytes(http, self.limits)):
             yield await read_body(http, model, self.limits)
 
     def model_for(self, name: str | None, operation: Operation) -> ModelInfo:
         """The model or adapter called `name` (None: the base), able to do `operation`."""
+        info = self.model_named(name)
+        if operation in info.capabilities:
+            current_call().note(operation, info.name)
+            return info
+        can = ", ".join(info.capabilities) or "nothing"
+        raise InvalidRequest(f"Model '{info.name}' cannot do '{operation}'; it can do: {can}.", param="model")
+
+    def model_named(self, name: str | None) -> ModelInfo:
+        """The model or adapter called `name` (None: the base), whatever it can do."""
         for info in self.gateway.models():
-            if info.name != name and not (name is None and info.kind == "base"):
-                continue
-            if operation in info.capabilities:
-                current_call().note(operation, info.name)
+            if info.name == name or (name is None and info.kind == "base"):
                 return info
-            can = ", ".join(info.capabilities) or "nothing"
-            raise InvalidRequest(f"Model '{info.name}' cannot do '{operation}'; it can do: {can}.", param="model")
         shown = "" if name is None else f" '{name[:100]}'"
         raise ModelNotFound(f"There is no model{shown} here. GET /v1/models lists what there is.", param="model")
 
@@ -75,6 +83,7 @@ class Service:
             id=next_request_id(),
             operation=operation,
             adapter=model.name if model.kind == "adapter" else None,
+            digest=model.digest if model.kind == "adapter" else "",
             film=film,
             arrival=arrival,
             deadline=arrival + call.within(self.limits.request_timeout_s),
@@ -99,6 +108,29 @@ class Service:
         current_call().note_study(decoded.digest)
         return decoded
 
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        """One film's masks as a file of the kind wanted."""
+        try:
+            async with asyncio.timeout(self.time_left_s):
+                return await self.gateway.mask_file(wanted)
+        except TimeoutError:
+            raise self.too_late() from None
+
+    async def load(self, name: str, digest: str) -> Mapping[str, Any]:
+        """Make what the store holds under this name answer for it. What the adapter says of itself."""
+        return await self._administer("load", name, {"digest": digest})
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        return await self._administer("unload", name, {})
+
+    async def _administer(self, operation: Operation, name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        request = replace(self.request(operation, self.model_named(None), options=options), adapter=name)
+        try:
+            async with asyncio.timeout(self.time_left_s):
+                return value_of(await self.gateway.administer(request))
+        except TimeoutError:
+            raise self.too_late() from None
+
     async def ask(self, request: Request) -> Asked:
         """One answer. Raises what the Outcome says went wrong."""
         try:
@@ -115,7 +147,7 @@ class Service:
         queue_ms = max(0.0, (time.monotonic() - request.arrival) * 1000 - compute_ms)
         self.metrics.compute_seconds.labels(request.operation).observe(compute_ms / 1000)
         self.metrics.queue_seconds.labels(request.operation).observe(queue_ms / 1000)
-        decode_ms = request.film.decode_ms if request.film is not None else 0.0
+        decode_ms = max((film.decode_ms for film in request.films), default=0.0)
         timings = Timings(queue_ms=round(queue_ms, 2), decode_ms=round(decode_ms, 2), compute_ms=round(compute_ms, 2))
         return Asked(value, request.film, timings)
 

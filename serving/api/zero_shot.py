@@ -6,6 +6,7 @@ A request for one film fails as a whole; among several, each film carries its ow
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter
@@ -61,8 +62,8 @@ async def zero_shot_hugging_face(request: Request) -> Response:
 
 async def _answer(service: Service, body: ZeroShotBody) -> ZeroShotAnswer:
     model = service.model_for(body.model, "zero_shot")
-    templates = body.templates or list(model.templates or _PLAIN_TEMPLATES)
-    _check(body, templates, service.limits)
+    templates = templates_of(body, model)
+    check(body, templates, service.limits)
     with service.items.take(len(body.images)):
         asked = await service.each(
             [_ask(service, body, model, templates, index, film) for index, film in enumerate(body.images)]
@@ -73,11 +74,26 @@ async def _answer(service: Service, body: ZeroShotBody) -> ZeroShotAnswer:
         templates=templates,
         negatives=body.effective_negatives,
         scoring=body.effective_scoring,
-        data=[_item(body, index, one) for index, one in enumerate(asked)],
+        data=[scored(body.labels, index, one, body.include_film) for index, one in enumerate(asked)],
     )
 
 
-def _check(body: ZeroShotBody, templates: Sequence[str], limits: ServerLimits) -> None:
+def templates_of(body: ZeroShotBody, model: ModelInfo) -> list[str]:
+    """The caller's, or those the model was trained with."""
+    return body.templates or list(model.templates or _PLAIN_TEMPLATES)
+
+
+def options_of(body: ZeroShotBody, templates: list[str]) -> dict[str, Any]:
+    """What the engine is told; see `serving/messages.py`."""
+    return {
+        "labels": body.labels,
+        "templates": templates,
+        "negatives": body.effective_negatives,
+        "scoring": body.effective_scoring,
+    }
+
+
+def check(body: ZeroShotBody, templates: Sequence[str], limits: ServerLimits) -> None:
     check_count("images", len(body.images), limits.max_images)
     check_count("labels", len(body.labels), limits.max_labels)
     check_count("templates", len(templates), limits.max_templates)
@@ -96,20 +112,14 @@ async def _ask(
     service: Service, body: ZeroShotBody, model: ModelInfo, templates: list[str], index: int, film: FilmInput
 ) -> Asked:
     decoded = await service.decode(film, f"images[{index}]", body)
-    options = {
-        "labels": body.labels,
-        "templates": templates,
-        "negatives": body.effective_negatives,
-        "scoring": body.effective_scoring,
-    }
-    return await service.ask(service.request("zero_shot", model, film=decoded, options=options))
+    return await service.ask(service.request("zero_shot", model, film=decoded, options=options_of(body, templates)))
 
 
-def _item(body: ZeroShotBody, index: int, asked: Asked | VesaliusError) -> ZeroShotItem:
-    answer = item(ZeroShotItem, index, asked, body.include_film)
+def scored(labels: Sequence[str], index: int, asked: Asked | VesaliusError, include_film: bool) -> ZeroShotItem:
+    answer = item(ZeroShotItem, index, asked, include_film)
     if isinstance(asked, VesaliusError) or not answer.assessed:
         return answer
-    scores = zip(body.labels, asked.value["scores"], asked.value["logits"], strict=True)
+    scores = zip(labels, asked.value["scores"], asked.value["logits"], strict=True)
     answer.scores = [ZeroShotScore(label=label, score=score, logit=logit) for label, score, logit in scores]
     answer.calibration = asked.value.get("calibration")
     return answer

@@ -26,11 +26,24 @@ class LabelProbability(Answer):
     positive: bool | None = None
 
 
+class ConformalSet(Answer):
+    """The labels that cannot be ruled out: each true label is among them with the stated coverage."""
+
+    coverage: float
+    labels: list[str]
+
+
 class ClassifyItem(Item):
-    """`labels` in the adapter's order; empty when the film was not assessed or failed."""
+    """`labels` in the adapter's order; empty when the film was not assessed or failed.
+
+    calibration: how the probabilities were calibrated, and on what. normal: that none of the findings is present, were they
+    independent given the film. conformal: null where the adapter's card has no thresholds for it.
+    """
 
     labels: list[LabelProbability] = Field(default_factory=list)
     calibration: str | None = None
+    normal: float | None = None
+    conformal: ConformalSet | None = None
 
 
 class ClassifyAnswer(Answer):

@@ -90,7 +90,10 @@ class Timings(Answer):
 
 
 class FilmReport(Answer):
-    """What reading a film found out. `png` is the film as the model saw it, when asked for."""
+    """What reading a film found out. `png` is the film as the model saw it, when asked for.
+
+    height, width: of the slice as it was sent, in whose pixels points, boxes, masks and heat maps are told.
+    """
 
     digest: str
     modality: str = ""
@@ -98,6 +101,9 @@ class FilmReport(Answer):
     source_format: str = ""
     slices: int = 1
     slice_index: int = 0
+    height: int = 0
+    width: int = 0
+    spacing_mm: tuple[float, float] | None = None  # (row, column)
     notes: list[str] = Field(default_factory=list)
     png: str | None = None
 
@@ -110,6 +116,9 @@ class FilmReport(Answer):
             source_format=film.source_format,
             slices=film.slices,
             slice_index=film.slice_index,
+            height=film.height,
+            width=film.width,
+            spacing_mm=film.spacing_mm,
             notes=list(film.notes),
             png=png,
         )

@@ -13,7 +13,13 @@ from serving.works.segment import Segment
 from serving.works.work import Tools, Work, film_of
 from serving.works.zero_shot import ZeroShot
 
-THROUGH_AN_ADAPTER = {"classify": Classify.of, "segment": Segment.of, "anomaly": Anomaly.of, "load": Load.of, "unload": Unload.of}
+THROUGH_AN_ADAPTER = {
+    "classify": Classify.of,
+    "segment": Segment.of,
+    "anomaly": Anomaly.of,
+    "load": Load.of,
+    "unload": Unload.of,
+}
 
 
 def plan(request: Request, tools: Tools, pinned: set[str]) -> Work:

@@ -1,0 +1,58 @@
+"""POST /v1/anomaly: how strange films are among normal ones, with a heat map. Errors are per film, as in `zero_shot.py`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from foundation.errors import VesaliusError
+from serving.api.answers import documented, item, json_answer, while_connected
+from serving.api.service import Asked, Service, service_of
+from serving.gateway import ModelInfo
+from serving.limits import check_count
+from serving.schemas.anomaly import AnomalyAnswer, AnomalyBody, AnomalyItem, HeatPicture
+from serving.schemas.common import FilmInput
+
+router = APIRouter(tags=["adapters"])
+
+
+@router.post("/v1/anomaly", **documented(AnomalyBody, AnomalyAnswer))
+async def anomaly(request: Request) -> Response:
+    """A p-value among normal films, each branch's own, and where the film is strange."""
+    service = service_of(request)
+    async with service.receive(request, AnomalyBody) as body:
+        return json_answer(await while_connected(request, _answer(service, body)))
+
+
+async def _answer(service: Service, body: AnomalyBody) -> AnomalyAnswer:
+    model = service.model_for(body.model, "anomaly")
+    check_count("images", len(body.images), service.limits.max_images)
+    with service.items.take(len(body.images)):
+        asked = await service.each([_ask(service, body, model, i, film) for i, film in enumerate(body.images)])
+    data = [judged(index, one, body.include_film, body.heat) for index, one in enumerate(asked)]
+    return AnomalyAnswer(model=model.name, data=data)
+
+
+async def _ask(service: Service, body: AnomalyBody, model: ModelInfo, index: int, film: FilmInput) -> Asked:
+    decoded = await service.decode(film, f"images[{index}]", body)
+    return await service.ask(service.request("anomaly", model, film=decoded, options={"heat": body.heat}))
+
+
+def judged(index: int, asked: Asked | VesaliusError, include_film: bool, heat: bool) -> AnomalyItem:
+    answer = item(AnomalyItem, index, asked, include_film)
+    if isinstance(asked, VesaliusError) or not answer.assessed:
+        return answer
+    value = asked.value
+    answer.score, answer.p_value = value["score"], value["p_value"]
+    answer.branches, answer.normals = dict(value["branches"]), int(value["normals"])
+    answer.heat = _heat(value["heat"]) if heat and value.get("heat") else None
+    return answer
+
+
+def _heat(heat: Mapping[str, Any]) -> HeatPicture:
+    png = "data:image/png;base64," + base64.b64encode(heat["png"]).decode("ascii")
+    return HeatPicture(png=png, low=heat["low"], high=heat["high"])

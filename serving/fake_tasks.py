@@ -1,0 +1,58 @@
+"""What the fake gateway answers for adapters' tasks: numbers and shapes that depend on the film's digest alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from adapters.tasks.rle import to_rle
+from serving.messages import Film, Request
+
+LUNGS = ("left lung", "right lung", "heart")
+BRANCHES = ("text", "memory", "trained")
+NORMALS = 200
+
+
+def draw(*parts: str) -> float:
+    """A number in 0..1 that depends on the words alone."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def masks(request: Request) -> dict[str, Any]:
+    """An ellipse a class at a place the digest chooses; the last class is never there. A point moves it to the point."""
+    film = request.film
+    assert film is not None
+    wanted = [label for label in LUNGS if label in (request.options.get("labels") or LUNGS)]
+    presence = [0.1 if label == LUNGS[-1] else 0.5 + draw(film.digest, label) / 2 for label in wanted]
+    points = request.options.get("points") or []
+    drawn = []
+    for label, present in zip(wanted, presence, strict=True):
+        centre = (points[0][0], points[0][1]) if points else None
+        drawn.append(to_rle(_ellipse(film, label, centre) & (present >= 0.5)))
+    return {"labels": wanted, "presence": presence, "thresholds": [0.5] * len(wanted), "masks": drawn}
+
+
+def strangeness(film: Film) -> dict[str, Any]:
+    p_value = (1 + int(draw(film.digest, "p") * NORMALS)) / (NORMALS + 1)
+    levels = np.arange(film.extent[0] * film.extent[1], dtype=np.float64).reshape(film.extent)
+    target = io.BytesIO()
+    Image.fromarray((levels / max(1.0, levels.max()) * 65535).astype(np.uint16)).save(target, "PNG")
+    return {
+        "score": 1 - p_value,
+        "p_value": p_value,
+        "branches": {name: draw(film.digest, name) for name in BRANCHES},
+        "normals": NORMALS,
+        "heat": {"png": target.getvalue(), "low": 0.25, "high": 0.75},
+    }
+
+
+def _ellipse(film: Film, label: str, centre: tuple[float, float] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    height, width = film.extent
+    row, column = centre or (height * draw(film.digest, label, "row"), width * draw(film.digest, label, "column"))
+    y, x = np.ogrid[:height, :width]
+    return np.asarray(((y - row) / (height / 4)) ** 2 + ((x - column) / (width / 6)) ** 2 <= 1)

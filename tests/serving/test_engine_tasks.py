@@ -1,0 +1,265 @@
+"""Every task through the engine against direct model calls: mixed batches, any order, one film asked of many adapters."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import noise_film, write_checkpoint, write_task
+
+from adapters.files import read_adapter
+from adapters.lora import load_weights, remove_lora
+from adapters.tasks.anomaly import Detector
+from adapters.tasks.classification import Classifier
+from adapters.tasks.prompting import Box, Point, Prompt
+from adapters.tasks.rle import from_rle
+from adapters.tasks.segmentation import Segmenter
+from foundation.checkpoint import open_checkpoint
+from foundation.preprocess import normalise
+from serving.config import EngineConfig
+from serving.engine import Engine
+from serving.messages import Batch, Film, Outcome, Request
+
+EXTENT = (120, 200)
+ADAPTERS = {  # name: task, first block (of six), seed
+    "findings": ("classification", 0, 1),
+    "upper": ("classification", 3, 2),
+    "top": ("classification", 5, 3),
+    "lungs": ("segmentation", 3, 4),
+    "other-lungs": ("segmentation", 1, 5),
+    "strange": ("anomaly", 4, 6),
+}
+POINTS = [[30.0, 60.0, True], [100.0, 20.0, False]]
+BOXES = [[10.0, 20.0, 90.0, 150.0]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tasks")
+    backbone = open_checkpoint(write_checkpoint(place / "checkpoint", with_decoder=False)).backbone
+    for name, (task, first_block, seed) in ADAPTERS.items():
+        write_task(place / "adapters", backbone, name, task, first_block=first_block, seed=seed)
+    return place
+
+
+def open_engine(place: Path, **options: Any) -> Engine:
+    return Engine.open(EngineConfig(checkpoint=str(place / "checkpoint"), adapters_dir=str(place / "adapters"), **options))
+
+
+@pytest.fixture(scope="module")
+def direct(place: Path) -> Direct:
+    return Direct(place)
+
+
+class Direct:
+    """The slow truth: LoRA in plain layers, one film and one adapter at a time, no bank, no cache, no shared trunk."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.backbone = open_checkpoint(place / "checkpoint").backbone
+        self._known: dict[Any, dict[str, Any]] = {}
+
+    def __call__(self, request: Request) -> dict[str, Any]:
+        assert request.film is not None
+        key = (request.film.digest, request.operation, request.adapter, repr(request.options))
+        if key not in self._known:
+            self._known[key] = self._answer(request, request.film, str(request.adapter))
+        return self._known[key]
+
+    @torch.no_grad()
+    def _answer(self, request: Request, film: Film, name: str) -> dict[str, Any]:
+        adapter = read_adapter(self.place / "adapters" / name, self.backbone)
+        pixels = torch.from_numpy(normalise(film.pixels, self.backbone.contract))[None]
+        load_weights(self.backbone.image_tower, adapter.lora)
+        try:
+            features = self.backbone.encode_image(pixels)
+        finally:
+            remove_lora(self.backbone.image_tower)
+        contract = self.backbone.contract
+        if request.operation == "classify":
+            return {"probabilities": Classifier.open(adapter.card, adapter.head)(features)[0].probabilities}
+        if request.operation == "segment":
+            points = tuple(Point(*point) for point in request.options.get("points", ()))
+            boxes = tuple(Box(*box) for box in request.options.get("boxes", ()))
+            prompts = [Prompt(points, boxes)] if points or boxes else None
+            (masks,) = Segmenter.open(adapter.card, adapter.head)(features, pixels, [film.extent], contract, prompts)
+            return {"presence": masks.presence, "masks": masks.masks}
+        patches = self.backbone.patch_embeddings(features)
+        (result,) = Detector.open(adapter.card, adapter.head)(features, patches, [film.extent], contract)
+        return {"p_value": result.p_value, "branches": list(result.branches.values()), "png": result.heat_png()[0]}
+
+
+def film(seed: int) -> Film:
+    return replace(noise_film(seed), height=EXTENT[0], width=EXTENT[1])
+
+
+def questions() -> list[Request]:
+    found = [Request(0, "embed_image", film=film(9))]
+    for seed in range(3):
+        shown = film(seed)
+        found += [Request(0, "embed_image", film=shown)]
+        for name, (task, _, _) in ADAPTERS.items():
+            operation: Any = {"classification": "classify", "segmentation": "segment", "anomaly": "anomaly"}[task]
+            found.append(Request(0, operation, adapter=name, film=shown))
+        found.append(Request(0, "segment", adapter="lungs", film=shown, options={"points": POINTS, "boxes": BOXES}))
+    return [replace(request, id=number) for number, request in enumerate(found, start=1)]
+
+
+def check(value: Any, truth: dict[str, Any]) -> None:
+    if "probabilities" in truth:
+        assert np.allclose(value["probabilities"], truth["probabilities"], atol=1e-4)
+    elif "masks" in truth:
+        assert np.allclose(value["presence"], truth["presence"], atol=1e-4)
+        masks = np.stack([from_rle(rle) for rle in value["masks"]])
+        assert masks.shape == truth["masks"].shape
+        assert np.mean(masks != truth["masks"]) < 1e-3  # a pixel at one half may fall to either side
+    else:
+        assert value["p_value"] == pytest.approx(truth["p_value"], abs=1e-4)
+        assert np.allclose(list(value["branches"].values()), truth["branches"], atol=1e-4)
+        span = value["heat"]["high"] - value["heat"]["low"]
+        assert span > 1e-3
+        heat, true_heat = (np.asarray(Image.open(io.BytesIO(png))) / 65535 for png in (value["heat"]["png"], truth["png"]))
+        assert heat.shape == EXTENT
+        assert np.allclose(heat * span, true_heat * span, atol=1e-4)
+
+
+def answer(outcome: Outcome) -> Any:
+    assert outcome.value is not None, outcome.error_message
+    return outcome.value
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_mixed_batch_of_all_tasks_in_any_order_equals_direct_calls(place: Path, direct: Direct, seed: int) -> None:
+    engine = open_engine(place)
+    requests = questions()
+    random.Random(seed).shuffle(requests)
+    half = len(requests) // 3
+    answers = {}
+    for part in (requests[:half], requests[half:]):  # the second meets what the first left in the caches
+        answers |= {outcome.request_id: answer(outcome) for outcome in engine.run(Batch(tuple(part)))}
+    for request in requests:
+        if request.operation != "embed_image":
+            check(answers[request.id], direct(request))
+
+
+def test_adapters_films_and_marks_matter(place: Path, direct: Direct) -> None:
+    """Guards the equality test: were all answers alike, it could not fail."""
+    asked = [request for request in questions() if request.operation == "segment"]
+    shown = [direct(request)["masks"] for request in asked]
+    assert all((one != two).mean() > 0.01 for i, one in enumerate(shown) for two in shown[i + 1 :])
+    assert all(0.02 < masks.mean() < 0.98 for masks in shown)
+    strange = [direct(request)["branches"] for request in questions() if request.operation == "anomaly"]
+    assert len({tuple(np.round(one, 6)) for one in strange}) > 1
+
+
+def test_adapters_that_begin_higher_share_the_blocks_below(place: Path) -> None:
+    engine = open_engine(place, cached_film_bytes=0)
+    one = film(1)
+    names = [name for name in ADAPTERS if name not in ("findings", "other-lungs")]  # begin at 3, 5, 3 and 4 of six
+    parts = [request for request in questions() if request.adapter in names]
+    requests = [replace(request, film=one) for request in parts if not request.options][: len(names)]
+    assert {request.adapter for request in requests} == set(names)
+    engine.run(Batch(tuple(requests)))
+    engine.looks.trunk.block_rows = engine.looks.trunk.rows = 0
+    engine.run(Batch(tuple(requests)))
+    assert engine.trunk_rows == 4
+    assert engine.looks.trunk.block_rows == 5 + 3 + 3 + 1 + 2  # the base's line ends at block 5, where the last one begins
+
+
+def test_a_second_adapter_begins_where_the_film_is_held(place: Path, direct: Direct) -> None:
+    engine = open_engine(place)
+    trunk = engine.looks.trunk
+    for name, fresh in (("upper", 6 + 3), ("top", 1 + 5), ("lungs", 3)):
+        operation: Any = "segment" if name == "lungs" else "classify"
+        if name == "top":  # another tenant's: nothing of the first one's is used
+            engine.run(Batch((Request(1, operation, adapter=name, film=film(2), tenant="b"),)))
+        trunk.block_rows = 0
+        request = Request(1, operation, adapter=name, film=film(1), tenant="a")
+        (outcome,) = engine.run(Batch((request,)))
+        check(answer(outcome), direct(request))
+        if name == "lungs":
+            assert trunk.block_rows == fresh
+
+
+def test_a_click_on_a_film_seen_before_runs_no_trunk(place: Path, direct: Direct) -> None:
+    engine = open_engine(place)
+    first = Request(1, "segment", adapter="lungs", film=film(1))
+    engine.run(Batch((first,)))
+    before = engine.trunk_rows
+    click = replace(first, options={"points": POINTS})
+    (outcome,) = engine.run(Batch((click,)))
+    assert engine.trunk_rows == before
+    check(answer(outcome), direct(click))
+    engine.run(Batch((replace(click, tenant="b"),)))
+    assert engine.trunk_rows > before
+
+
+def test_an_analysis_equals_its_parts(place: Path, direct: Direct) -> None:
+    engine = open_engine(place)
+    options = {"labels": ["mass"], "templates": ["{}"], "negatives": None, "scoring": "sigmoid"}
+    tasks = [
+        {"operation": "zero_shot", "options": options},
+        {"operation": "classify", "adapter": "upper"},
+        {"operation": "segment", "adapter": "lungs", "options": {"boxes": BOXES, "labels": ["Heart"]}},
+        {"operation": "classify", "adapter": "nobody"},
+        {"operation": "segment", "adapter": "upper"},
+        {"operation": "anomaly", "adapter": "strange"},
+        {"operation": "chat"},
+    ]
+    whole = Request(1, "analyze", film=film(1), options={"tasks": tasks})
+    (outcome,) = engine.run(Batch((whole,)))
+    parts = answer(outcome)["parts"]
+    assert engine.trunk_rows == 4  # the base once, and three adapters
+    assert [part.get("error", [""])[0] for part in parts] == [
+        "", "", "", "adapter_not_found", "invalid_request", "", "invalid_request",
+    ]  # fmt: skip
+    check(parts[1], direct(Request(0, "classify", adapter="upper", film=film(1))))
+    boxed = direct(Request(0, "segment", adapter="lungs", film=film(1), options={"boxes": BOXES}))
+    check(parts[2], {"presence": boxed["presence"][1:], "masks": boxed["masks"][1:]})
+    check(parts[5], direct(Request(0, "anomaly", adapter="strange", film=film(1))))
+    (alone,) = engine.run(Batch((Request(2, "zero_shot", film=film(1), options=options),)))
+    assert parts[0]["scores"] == answer(alone)["scores"]
+    assert parts[0]["adapter"] is None
+    assert len({part["adapter"] for part in (parts[1], parts[2], parts[5])}) == 3
+
+
+def test_a_task_that_breaks_leaves_the_others(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(place)
+    monkeypatch.setattr(Detector, "__call__", lambda *_: 1 / 0)
+    tasks = [{"operation": "anomaly", "adapter": "strange"}, {"operation": "classify", "adapter": "top"}]
+    (outcome,) = engine.run(Batch((Request(1, "analyze", film=film(1), options={"tasks": tasks}),)))
+    broken, whole = answer(outcome)["parts"]
+    assert broken["error"][0] == "internal_error"
+    assert len(whole["probabilities"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": ["spleen"]}, "lungs, heart"),
+        ({"points": [[500, 3, True]]}, "120 x 200"),
+        ({"points": [[5, 3, False]]}, "inside"),
+        ({"boxes": [[9, 9, 3, 12]]}, "top < bottom"),
+    ],
+)
+def test_marks_that_make_no_sense_are_said(place: Path, options: dict[str, Any], words: str) -> None:
+    (outcome,) = open_engine(place).run(Batch((Request(1, "segment", adapter="lungs", film=film(1), options=options),)))
+    assert outcome.error_code == "invalid_request"
+    assert words in outcome.error_message
+
+
+def test_a_conformal_set_holds_what_reaches_its_threshold(place: Path) -> None:
+    (outcome,) = open_engine(place).run(Batch((Request(1, "classify", adapter="upper", film=film(1)),)))
+    value = answer(outcome)
+    reach = [p >= t for p, t in zip(value["probabilities"], (0.2, 0.5, 0.2), strict=True)]
+    assert value["conformal"]["labels"] == [label for label, is_in in zip(value["labels"], reach, strict=True) if is_in]
+    assert value["conformal"]["coverage"] == 0.9
+    assert value["calibration"] == "platt on 10 films of 'val'"
+    assert value["normal"] == pytest.approx(np.prod(1 - np.array(value["probabilities"])))
