@@ -21,6 +21,7 @@ from adapters.files import Adapter
 from adapters.lora import LoraPair, LoraSpec, LoraWeights
 from adapters.tasks.classification import ClassificationHead
 from foundation.backbone import Backbone, ImageFeatures
+from foundation.decoder import Decoder
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower, image_tower
 
@@ -89,6 +90,26 @@ def make_fake_adapter(
         thresholds=tuple(0.4 + 0.2 * (k % 2) for k in steps),
     )
     return Adapter(card, LoraWeights(spec, pairs), head.state_dict())
+
+
+def make_fake_chat_adapter(fingerprint: str, decoder: Decoder, name: str, seed: int = 5) -> Adapter:
+    """A chat adapter of random weights that changes what the decoder says; `fingerprint` is the towers'."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = LoraSpec(tuple(decoder.lora_targets()), rank=4, alpha=8)
+    pairs = {}
+    for target in spec.targets:
+        linear = decoder.model.get_submodule(target)
+        first = torch.randn(4, linear.in_features, generator=generator)
+        pairs[target] = LoraPair(0.3 * first, 0.3 * torch.randn(linear.out_features, 4, generator=generator))
+    card = AdapterCard(
+        name=name,
+        task="chat",
+        labels=("pres",),
+        base=BaseRecord("fake", fingerprint, decoder.fingerprint),
+        preprocessing_version=1,
+        head={"findings": "", "findings_digest": ""},
+    )
+    return Adapter(card, LoraWeights(spec, pairs), {})
 
 
 class _Visual(nn.Module):

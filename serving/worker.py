@@ -34,7 +34,7 @@ log = logging.getLogger("serving.worker")
 _LISTING_LIVES_S = 1.0
 _CANARY_LIMIT_S = 60.0
 _CANARY_GRACE_S = 5.0
-_TASKS: Mapping[str, tuple[Operation, ...]] = {"classification": ("classify",)}
+_TASKS: Mapping[str, tuple[Operation, ...]] = {"classification": ("classify",), "chat": ("chat",)}
 
 
 class _LostUnheardError(Exception):
@@ -199,7 +199,7 @@ class Worker:
                 log.warning("an adapter folder cannot be listed: %s", error.code)
                 continue
             for stored in listed:
-                if stored.card.base.fingerprint == self._facts["fingerprint"]:
+                if stored.card.base.fits(self._facts["fingerprint"], self._facts.get("decoder", "")):
                     found.setdefault(stored.name, stored)
         return list(found.values())
 
