@@ -1,4 +1,4 @@
-"""AdapterBank: many adapters resident on one tower, each row of a batch through its own.
+"""AdapterBank: many adapters resident on one tower (or on the decoder), each row of a batch through its own.
 
     slot     0    1    2    3                 A[target]  (S, D_in, R)   transposed, ranks padded with zeros
     adapter  -    tb   lung findings          B[target]  (S, R, D_out)  the LoRA scale is folded in
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,12 +33,22 @@ class HasImageTower(Protocol):
     def image_tower(self) -> nn.Module: ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Alone:
+    image_tower: nn.Module
+
+
 class AdapterBank:
     def __init__(self, backbone: HasImageTower) -> None:
         self.tower = backbone.image_tower
         self._residents: dict[int, LoraWeights] = {}
         self._stacks: dict[str, _Stack] = {}
         self._rows: Tensor | None = None
+
+    @classmethod
+    def over(cls, module: nn.Module) -> AdapterBank:
+        """A bank on any module with linear layers, such as the decoder's language model."""
+        return cls(_Alone(module))
 
     @property
     def slots(self) -> tuple[int, ...]:

@@ -52,10 +52,15 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The checkpoint an adapter belongs to."""
+    """The checkpoint an adapter belongs to. decoder: the fingerprint of its decoder, for adapters that change that."""
 
     name: str
     fingerprint: str
+    decoder: str = ""
+
+    def fits(self, fingerprint: str, decoder: str) -> bool:
+        """Whether these towers, and where it matters this decoder, are the ones meant."""
+        return self.fingerprint == fingerprint and self.decoder in ("", decoder)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from adapters.card import AdapterCard, BaseRecord, Calibration, Conformal
 from adapters.files import Adapter
 from adapters.lora import LoraPair, LoraSpec, LoraWeights, targets_from
-from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import anomaly, classification, fusion, segmentation
+from adapters.tasks.tabular import TabularField
 from foundation.backbone import Backbone, ImageFeatures
+from foundation.decoder import Decoder
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower, image_tower
 
@@ -76,7 +78,7 @@ def make_fake_adapter(
 ) -> Adapter:
     """An adapter of random weights that changes what the backbone says, calibrated at random too.
 
-    task: classification, segmentation or anomaly. first_block: where its LoRA begins, as in `targets_from`.
+    task: classification, segmentation, anomaly or fusion. first_block: where its LoRA begins, as in `targets_from`.
     """
     generator = torch.Generator().manual_seed(seed)
     spec = LoraSpec(targets_from(backbone.lora_targets(), first_block), rank=4, alpha=8)
@@ -119,6 +121,8 @@ def _fake_head(
     if task == segmentation.TASK:
         shape = {"embed_dim": backbone.embed_dim, "level_widths": widths}
         return _drawn(segmentation.SegmentationHead(labels, backbone.embed_dim, widths), generator), shape
+    if task == fusion.TASK:
+        return _fake_fusion(backbone, widths, generator)
     last = (widths[-3], widths[-2], widths[-1])
     sizes = anomaly.HeadShape(backbone.embed_dim, last, findings=3, memory=12, memory_width=8, reference=20)
     head = _drawn(anomaly.AnomalyHead(sizes), generator)
@@ -129,12 +133,51 @@ def _fake_head(
     return head, {**vars(sizes), "level_widths": list(last)}
 
 
+def _fake_fusion(
+    backbone: Backbone | FakeBackbone, widths: Sequence[int], generator: torch.Generator
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Films, notes, and a laboratory of one number and one word."""
+    shape = fusion.HeadShape(backbone.embed_dim, backbone.width, widths[-2], film=4, patch=3, note=3, width=8, members=2)
+    modalities = ("film", "note", "laboratory")
+    fields = (
+        TabularField("crp", "laboratory", unit="mg/L", low=0.0, high=1000.0, seen_low=1.0, seen_high=300.0),
+        TabularField("sex", "laboratory", kind="category", categories=("F", "M")),
+    )
+    head = _drawn(fusion.FusionHead(shape, modalities, fields), generator)
+    head.spread.abs_().add_(0.5)
+    head.knots.copy_(head.knots.sort(dim=1).values)
+    subsets = fusion.subsets_of(modalities)
+    rules = [asdict(fusion.SubsetRule(one, one[0] if len(one) == 1 else fusion.JOINT, 0.8, 0.1, 10)) for one in subsets]
+    options = {"shape": asdict(shape), "modalities": list(modalities), "fields": [asdict(field) for field in fields]}
+    return head, {**options, "rules": rules, "prior": -0.7, "conformal_absent": 0.3}
+
+
 def _drawn(head: HeadT, generator: torch.Generator) -> HeadT:
     """Every tensor of the head at random, of a size that keeps outputs of ordinary size."""
     with torch.no_grad():
         for tensor in head.state_dict().values():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.ndim < 3 else 0.1))
     return head
+
+
+def make_fake_chat_adapter(fingerprint: str, decoder: Decoder, name: str, seed: int = 5) -> Adapter:
+    """A chat adapter of random weights that changes what the decoder says; `fingerprint` is the towers'."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = LoraSpec(tuple(decoder.lora_targets()), rank=4, alpha=8)
+    pairs = {}
+    for target in spec.targets:
+        linear = decoder.model.get_submodule(target)
+        first = torch.randn(4, linear.in_features, generator=generator)
+        pairs[target] = LoraPair(0.3 * first, 0.3 * torch.randn(linear.out_features, 4, generator=generator))
+    card = AdapterCard(
+        name=name,
+        task="chat",
+        labels=("pres",),
+        base=BaseRecord("fake", fingerprint, decoder.fingerprint),
+        preprocessing_version=1,
+        head={"findings": "", "findings_digest": ""},
+    )
+    return Adapter(card, LoraWeights(spec, pairs), {})
 
 
 class _Visual(nn.Module):

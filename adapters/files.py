@@ -60,6 +60,16 @@ class HasFingerprint(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class HasLanguageModel(Protocol):
+    """What reading an adapter of the decoder needs of it. model: a Hugging Face causal LM."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """An adapter in memory: its card, LoRA factors, head tensors, and the digest of the folder it came from."""
@@ -84,13 +94,34 @@ def write_adapter(folder: Path, adapter: Adapter) -> AdapterCard:
 
 def read_adapter(folder: Path, backbone: HasFingerprint) -> Adapter:
     """Open an adapter for this backbone, or refuse it with the reason."""
+    card = _verified(folder, backbone)
+    if card.base.decoder:
+        raise AdapterRefused(f"The adapter {card.name!r} adapts the decoder, not the image tower: chat through it instead.")
+    return Adapter(card, read_lora(folder, backbone.image_tower), _load(folder / HEAD), digest_of(folder))
+
+
+def read_decoder_adapter(folder: Path, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
+    """Open an adapter of the decoder, made for these towers (what it was shown) and this decoder, or refuse it."""
+    card = _verified(folder, backbone)
+    if not card.base.decoder:
+        raise AdapterRefused(f"The adapter {card.name!r} is for {card.task}: it does not chat.")
+    if card.base.decoder != decoder.fingerprint:
+        raise AdapterRefused(
+            f"The adapter {card.name!r} was made for another decoder ({card.base.decoder[:12]}), not for the one that "
+            f"is loaded ({decoder.fingerprint[:12]}); fine-tune it on this one or load the other."
+        )
+    return Adapter(card, read_lora(folder, decoder.model), _load(folder / HEAD), digest_of(folder))
+
+
+def _verified(folder: Path, backbone: HasFingerprint) -> AdapterCard:
+    """The card of a whole folder that was made for this backbone."""
     card = verify_folder(folder)
     if card.base.fingerprint != backbone.fingerprint:
         raise AdapterRefused(
             f"The adapter {card.name!r} was made for the base {card.base.name!r} ({card.base.fingerprint[:12]}), not "
             f"for the one that is loaded ({backbone.fingerprint[:12]}); fine-tune it on this base or load the other."
         )
-    return Adapter(card, read_lora(folder, backbone.image_tower), _load(folder / HEAD), digest_of(folder))
+    return card
 
 
 def write_lora(folder: Path, weights: LoraWeights, base_name: str | None = None) -> None:

@@ -93,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "ask":
             command.add_argument("file", type=Path)
             command.add_argument("question")
+            command.add_argument("--adapter", metavar="NAME", help="a chat adapter to answer through; see `adapters list`")
         else:
             command.add_argument("files", type=Path, nargs="+", metavar="FILE")
         if name == "zero-shot":
@@ -212,7 +213,7 @@ def _bytes(path: Path) -> bytes:
 def _ask(chosen: argparse.Namespace, show: Show) -> None:
     film = _bytes(chosen.file)
     with _client(chosen) as client:
-        pieces = list(client.ask(chosen.question, film=film))
+        pieces = list(client.ask(chosen.question, film=film, model=chosen.adapter))
     text = "".join(piece.text for piece in pieces)
     extras = next((piece.extras for piece in reversed(pieces) if piece.extras), None)
     answer = {"answer": text, "vesalius": extras.model_dump() if extras else None}

@@ -10,6 +10,7 @@ as one model for plain transformers. `sampling.py` chooses tokens; batching is t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.errors import CheckpointNotFound, CheckpointRefused, InvalidRequest
+from foundation.folder_check import file_digest
 from foundation.prompt import Detokeniser, FindingState, PromptTokenizer, Turn, findings_text
 from foundation.sampling import FinishReason, Sampler, Sampling, SamplingOptions, StopMatcher
 
 DECODER_FOLDER = "decoder"
 PROJECTOR_FILE = "projector.safetensors"
+_SPOKEN = (f"{DECODER_FOLDER}/config.json", f"{DECODER_FOLDER}/model.safetensors", f"{DECODER_FOLDER}/tokenizer.json")
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation_internal", "quantization_config")
 
 
@@ -70,10 +73,15 @@ class Projector(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Language model, projector and tokenizer. Built by `create` or `load`; weights are float32 in memory."""
+    """Language model, projector and tokenizer. Built by `create` or `load`; weights are float32 in memory.
 
-    def __init__(self, model: Any, projector: Projector, tokenizer: PromptTokenizer) -> None:
+    fingerprint: SHA-256 over the files it was loaded from ("" before it was saved); chat adapters name the one they
+    were made for.
+    """
+
+    def __init__(self, model: Any, projector: Projector, tokenizer: PromptTokenizer, fingerprint: str = "") -> None:
         super().__init__()
+        self.fingerprint = fingerprint
         self.model = model
         self.projector = projector
         self.tokenizer = tokenizer
@@ -120,7 +128,7 @@ class Decoder(nn.Module):
         tensors = _read_tensors(folder / PROJECTOR_FILE)
         projector = Projector(_width_of(tensors, folder), model.config.hidden_size)
         _bind(projector, tensors, folder / PROJECTOR_FILE)
-        return cls(model, projector, PromptTokenizer(inner / "tokenizer.json")).eval()
+        return cls(model, projector, PromptTokenizer(inner / "tokenizer.json"), decoder_fingerprint(folder)).eval()
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `decoder/` and the projector; the tied output embedding is written once."""
@@ -135,6 +143,10 @@ class Decoder(nn.Module):
         _write_json(inner / "config.json", config)
         _write_json(inner / "generation_config.json", self.generation_config())
         _copy_tokenizer(self.tokenizer.file, inner)
+
+    def lora_targets(self) -> list[str]:
+        """Names, inside `model`, of the linear maps LoRA may adapt: those of the blocks, not the tied output."""
+        return [f"model.{name}" for name, module in self.model.model.named_modules() if isinstance(module, nn.Linear)]
 
     def generation_config(self) -> dict[str, Any]:
         """What makes plain transformers' greedy `generate` choose as `generate` here does."""
@@ -281,6 +293,12 @@ class TextWriter:
             shown += self._stops.flush()
         self._shown.append(shown)
         return shown
+
+
+def decoder_fingerprint(folder: Path) -> str:
+    """SHA-256 (hex) over all files that decide what the decoder in `folder` says to given patch tokens."""
+    digests = [f"{name} {file_digest(folder / name)}" for name in (*_SPOKEN, PROJECTOR_FILE)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _llama_config(shape: DecoderShape, tokenizer: PromptTokenizer) -> Any:

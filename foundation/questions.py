@@ -7,6 +7,7 @@ its evidence from the intent; the decoder gets it as a hint beside the question'
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from typing import Literal
 
 from foundation.lexicon import FINDINGS, OTHER_TERMS, SIDE_WORDS, SYNONYMS
 
+_WITHOUT_MARKS = str.maketrans({mark: " " for mark in string.punctuation})
 Kind = Literal["presence", "location", "severity", "normal", "describe", "meaning", "other"]
 
 _MORE_WORDS: dict[str, tuple[str, ...]] = {
@@ -91,6 +93,11 @@ class QuestionIntent:
     @property
     def finding(self) -> str | None:
         return self.findings[0] if self.findings else None
+
+
+def plain_words(text: str) -> str:
+    """Lower case, without punctuation, single spaces: how answers are compared."""
+    return " ".join(text.lower().translate(_WITHOUT_MARKS).split())
 
 
 def interpret_question(text: str, earlier: Sequence[str] = ()) -> QuestionIntent:

@@ -6,12 +6,14 @@ views   the film, and where reliance is to be measured its blank and its shuffle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from foundation.controls import blank, shuffled
 from foundation.prompt import FindingState, Turn
-from serving.evidence import Evidence, HeatMap, asked_finding, blank, heat_map, shuffled
+from serving.chat_residency import ChatResident
+from serving.evidence import Evidence, HeatMap, asked_finding, heat_map
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
@@ -33,11 +35,13 @@ class Opening:
     """All a chat needs before its first word. pictures: the film, the blank, the shuffle; empty without a film.
 
     evidence is None without a film; a film that is not assessed has evidence that says so, and no pictures.
+    adapter: whose LoRA the decoder answers through; None for the decoder itself.
     """
 
     turns: tuple[Turn, ...]
     pictures: tuple[Picture, ...] = ()
     evidence: Evidence | None = None
+    adapter: ChatResident | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +51,20 @@ class ChatWork:
     reader: FindingsReader
     prompts: PromptSet
     tools: Tools
+    adapter: ChatResident | None = None
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> ChatWork:
+        """pinned: digests of adapters in use, those of chats under way included; added to."""
+        adapter = None
+        if request.adapter is not None and tools.chats is not None:
+            adapter = tools.chats.take(request.adapter, pinned)
+            pinned.add(adapter.digest)
         reader = findings_reader(tools, pinned)
         pairs = [finding_prompts(label) for label in reader.labels]
         prompts = PromptSet(tuple(yes for yes, _ in pairs), tuple(no for _, no in pairs))
         film = film_of(request, tools) if request.film is not None else None
-        return cls(request, film, reader, prompts, tools)
+        return cls(request, film, reader, prompts, tools, adapter)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -68,10 +78,14 @@ class ChatWork:
         return self.prompts.texts if self.film is not None else ()
 
     @property
-    def resident(self) -> Resident | None:
-        return self.reader.resident if self.film is not None else None
+    def resident(self) -> Resident | ChatResident | None:
+        """Whose adapter the answer rests on: the chat's own, else the findings'."""
+        return self.adapter or (self.reader.resident if self.film is not None else None)
 
     def open(self, seen: Seen) -> Opening:
+        return replace(self._open(seen), adapter=self.adapter)
+
+    def _open(self, seen: Seen) -> Opening:
         turns = plain_turns(self.request.turns)
         if self.film is None:
             return Opening(turns)

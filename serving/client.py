@@ -32,6 +32,7 @@ from serving.schemas.anomaly import AnomalyAnswer
 from serving.schemas.chat import ChatChunk, ChatExtras, Usage
 from serving.schemas.classify import ClassifyAnswer
 from serving.schemas.embeddings import EmbeddingsAnswer
+from serving.schemas.fuse import Cell, FuseAnswer
 from serving.schemas.models import Model, ModelList, ReadinessAnswer
 from serving.schemas.parsing import Answer
 from serving.schemas.segment import BoxMark, MaskFormat, PointMark, SegmentAnswer
@@ -156,6 +157,25 @@ class Client:
         """How strange films are among normal ones, by the adapter called `model`."""
         body = {"images": [_film(film) for film in films], "model": model, "heat": heat, "include_film": include_film}
         return self._post("/v1/anomaly", body, AnomalyAnswer)
+
+    def fuse(
+        self,
+        model: str,
+        films: Sequence[Picture | bytes] = (),
+        *,
+        text: str | None = None,
+        tabular: Mapping[str, Cell] | None = None,
+        include_film: bool = False,
+    ) -> FuseAnswer:
+        """One patient's outcome from any of films, a note and fields of a table."""
+        body = {
+            "images": [_film(film) for film in films],
+            "model": model,
+            "text": text,
+            "tabular": dict(tabular or {}),
+            "include_film": include_film,
+        }
+        return self._post("/v1/fuse", body, FuseAnswer)
 
     def analyze(
         self, film: Picture | bytes, tasks: Sequence[AnalyzeTask | str], *, include_film: bool = False

@@ -24,6 +24,7 @@ from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest, VesaliusError
 from foundation.gate import Gate
 from serving.cache import LruCache
+from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening
 from serving.config import EngineConfig
 from serving.faults import fault
@@ -54,6 +55,7 @@ class EngineFacts:
     can_chat: bool
     created: int
     contract: Mapping[str, Any]
+    decoder: str = ""  # its fingerprint, which chat adapters name
 
 
 class Engine:
@@ -66,9 +68,12 @@ class Engine:
         self.precision = settle(self.backbone, self.config.precision)
         decoder = _open_decoder(checkpoint)
         residency = Residency(self.backbone, store, self.config.adapters + 1, self.config.unloaded)
-        self._tools = Tools(self.backbone, residency, Gate.load(checkpoint.folder), self.config.findings_adapter)
-        self._chats = ChatLane(decoder, self.config.tokens_per_turn)
+        chats = self._chat_residency(decoder, store)
+        gate = Gate.load(checkpoint.folder)
+        self._tools = Tools(self.backbone, residency, gate, self.config.findings_adapter, chats)
+        self._chats = ChatLane(decoder, self.config.tokens_per_turn, chats.bank if chats else None)
         self._can_chat = decoder is not None
+        self._decoder_fingerprint = decoder.fingerprint if decoder is not None else ""
         self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
         self.looks = Looks(self.backbone, residency, self.config.cached_film_bytes)
 
@@ -94,7 +99,14 @@ class Engine:
             can_chat=self._can_chat,
             created=int(self.checkpoint.folder.stat().st_mtime),
             contract=asdict(self.backbone.contract),
+            decoder=self._decoder_fingerprint,
         )
+
+    def _chat_residency(self, decoder: Decoder | None, store: AdapterStore) -> ChatResidency | None:
+        """Places for as many chat adapters as chats are written at once, so that none waits for another's place."""
+        if decoder is None:
+            return None
+        return ChatResidency(self.backbone, decoder, store, max(self.config.adapters, self.config.chats))
 
     @property
     def trunk_rows(self) -> int:
@@ -181,6 +193,7 @@ class Engine:
             return plan(request, self._tools, pinned)
         if not self._can_chat:
             raise InvalidRequest(NO_DECODER, param="model")
+        pinned |= self._chats.adapters
         return ChatWork.of(request, self._tools, pinned)
 
     def _begin(self, request: Request, work: ChatWork, opening: Opening, encode_ms: float) -> None:

@@ -11,14 +11,10 @@ a film whose patches are shuffled, each speaking through all it changes, its pat
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,9 +24,6 @@ from serving.messages import ChatTurn
 
 if TYPE_CHECKING:
     from foundation.backbone import Backbone, ImageFeatures
-
-Pixels = npt.NDArray[np.uint8]
-SHUFFLE_CELLS = 14  # a side
 
 
 @dataclass(frozen=True)
@@ -72,28 +65,6 @@ class Evidence:
 
     def to_plain(self) -> dict[str, Any]:
         return {**asdict(self), "findings": [asdict(finding) for finding in self.findings]}
-
-
-def blank(pixels: Pixels) -> Pixels:
-    """The film taken away: its mean grey everywhere."""
-    return np.full_like(pixels, round(float(pixels.mean())))
-
-
-def shuffled(pixels: Pixels) -> Pixels:
-    """The film's cells in another order, the same for the same film: its texture without its anatomy."""
-    size = pixels.shape[0]
-    edges = [round(size * step / SHUFFLE_CELLS) for step in range(SHUFFLE_CELLS + 1)]
-    side = min(b - a for a, b in pairwise(edges))
-    if side < 1:
-        return pixels.copy()
-    seed = int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:8], "big")
-    order = np.random.default_rng(seed).permutation(SHUFFLE_CELLS**2)
-    starts = [(row, column) for row in edges[:-1] for column in edges[:-1]]
-    mixed = pixels.copy()
-    for target, source in enumerate(order):
-        (to_row, to_column), (row, column) = starts[target], starts[source]
-        mixed[to_row : to_row + side, to_column : to_column + side] = pixels[row : row + side, column : column + side]
-    return mixed
 
 
 def asked_finding(turns: tuple[ChatTurn, ...], findings: tuple[Finding, ...]) -> str | None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adapters.bank import AdapterBank
 from foundation.errors import DeadlineExceeded, VesaliusError
+from serving.chat_residency import ChatResident
 from serving.chat_work import Opening
 from serving.evidence import Evidence, reliance
 from serving.messages import Outcome, Request
@@ -32,12 +35,22 @@ TOO_LATE = "The answer was not finished in time. Ask for fewer max_tokens, or tr
 class Chat:
     """One answer being written. `pieces` yields values; each `next` costs at most one forward of the decoder."""
 
-    def __init__(self, request: Request, opening: Opening, decoder: Decoder) -> None:
+    def __init__(self, request: Request, opening: Opening, decoder: Decoder, bank: AdapterBank) -> None:
         self.request = request
         self._opening = opening
         self._decoder = decoder
+        self._bank = bank
         self._spent_s = 0.0
         self._values = self._not_assessed() if self._is_refused else self._written()
+
+    @property
+    def adapter(self) -> ChatResident | None:
+        """Whose place on the decoder must stay until the chat ends."""
+        return self._opening.adapter
+
+    def _through(self) -> AbstractContextManager[None]:
+        """A forward of the decoder goes through the chat's adapter within this block; never held across a `yield`."""
+        return self._bank.rows([self.adapter.slot if self.adapter else 0])
 
     @property
     def _is_refused(self) -> bool:
@@ -66,13 +79,15 @@ class Chat:
         ids = prompts[0]
         writer = TextWriter(decoder.tokenizer, self.request.sampling, len(ids), room=decoder.context - len(ids))
         embedded = decoder.embed(ids, pictures[0].tokens if pictures else None)
-        out = decoder.model(inputs_embeds=embedded, use_cache=True, logits_to_keep=1)
+        with self._through():
+            out = decoder.model(inputs_embeds=embedded, use_cache=True, logits_to_keep=1)
         while True:
             yield {"delta": writer.push(out.logits[0, -1])}
             if writer.finish_reason:
                 break
             newest = torch.tensor([[writer.token_ids[-1]]], device=out.logits.device)
-            out = decoder.model(input_ids=newest, past_key_values=out.past_key_values, use_cache=True)
+            with self._through():
+                out = decoder.model(input_ids=newest, past_key_values=out.past_key_values, use_cache=True)
         completion = writer.completion()
         evidence = self._opening.evidence
         if evidence is not None:
@@ -83,7 +98,8 @@ class Chat:
     def _reliance(self, prompts: list[list[int]], answer: list[int]) -> float:
         """Each picture speaks through its own tokens and its own findings; see `evidence.py`."""
         pairs = zip(prompts, self._opening.pictures, strict=True)
-        scores = [float(self._decoder.score(ids, answer, picture.tokens[None])[0]) for ids, picture in pairs]
+        with self._through():
+            scores = [float(self._decoder.score(ids, answer, picture.tokens[None])[0]) for ids, picture in pairs]
         return reliance(scores[0], scores[1:])
 
     def _not_assessed(self) -> Iterator[Value]:
@@ -99,8 +115,9 @@ class Chat:
 class ChatLane:
     """The chats under way. `finish` adds provenance and checks a value before it becomes an Outcome."""
 
-    def __init__(self, decoder: Decoder | None, tokens_per_turn: int) -> None:
+    def __init__(self, decoder: Decoder | None, tokens_per_turn: int, bank: AdapterBank | None = None) -> None:
         self._decoder = decoder
+        self._bank = bank
         self._tokens_per_turn = tokens_per_turn
         self._chats: dict[int, tuple[Chat, Callable[[Value], Mapping[str, Any]]]] = {}
 
@@ -109,7 +126,13 @@ class ChatLane:
 
     def start(self, request: Request, opening: Opening, finish: Callable[[Value], Mapping[str, Any]]) -> None:
         assert self._decoder is not None
-        self._chats[request.id] = (Chat(request, opening, self._decoder), finish)
+        assert self._bank is not None
+        self._chats[request.id] = (Chat(request, opening, self._decoder, self._bank), finish)
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Digests of the adapters that chats under way are written through."""
+        return frozenset(chat.adapter.digest for chat, _ in self._chats.values() if chat.adapter is not None)
 
     def cancel(self, request_id: int) -> bool:
         return self._chats.pop(request_id, None) is not None

@@ -90,17 +90,16 @@ class Residency:
         stored = self._store.get(name)
         return self._residents.get(stored.digest) or self._install(stored, pinned)
 
-    def load(self, name: str, pinned: Iterable[str] = (), digest: str = "") -> Resident:
-        """Make what the store holds under this name resident, and let it be asked again. digest: what it must be."""
+    def allow(self, name: str, digest: str = "") -> StoredAdapter:
+        """Let it be asked again, as the store holds it under this name. digest: what that must be."""
         stored = self._store.get(name)
         if digest and stored.digest != digest:
             raise AdapterRefused(
                 f"The store holds {stored.digest[:12]} under the name {name!r}, not {digest[:12]}. Add that one first.",
                 param="digest",
             )
-        resident = self._residents.get(stored.digest) or self._install(stored, pinned)
         self._unloaded.discard(name)
-        return resident
+        return stored
 
     def unload(self, name: str, pinned: Iterable[str] = ()) -> bool:
         """Ask no more for this name, and free its slots; False where none was resident. The store keeps its files."""

@@ -22,6 +22,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/classify"): "infer",
     ("POST", "/v1/segment"): "infer",
     ("POST", "/v1/anomaly"): "infer",
+    ("POST", "/v1/fuse"): "infer",
     ("POST", "/v1/analyze"): "infer",
     ("POST", "/v1/adapters/*"): "admin",
     ("DELETE", "/v1/adapters/*"): "admin",

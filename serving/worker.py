@@ -39,6 +39,8 @@ _TASKS: Mapping[str, tuple[Operation, ...]] = {
     "classification": ("classify",),
     "segmentation": ("segment",),
     "anomaly": ("anomaly",),
+    "fusion": ("fuse",),
+    "chat": ("chat",),
 }
 
 
@@ -226,7 +228,7 @@ class Worker:
                 log.warning("an adapter folder cannot be listed: %s", error.code)
                 continue
             for stored in listed:
-                if stored.card.base.fingerprint == self._facts["fingerprint"]:
+                if stored.card.base.fits(self._facts["fingerprint"], self._facts.get("decoder", "")):
                     found[stored.name] = stored
         return [stored for name, stored in found.items() if name not in self.link.config.unloaded]
 

@@ -7,7 +7,7 @@
 | subject                  | what is measured                                                                        |
 |--------------------------|-----------------------------------------------------------------------------------------|
 | zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms, the gate |
-| an adapter's name, folder | by its task: labels (AUROC, calibration, its thresholds), masks, anomalies             |
+| an adapter's name, folder | by its task: labels (AUROC, calibration, its thresholds), masks, anomalies, questions  |
 | chat                     | whether answers follow the film; closed questions on films and phantoms                 |
 
 Labels are compared inside a source only: pooled over hospitals, the hospital would give the label away.
@@ -26,9 +26,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from adapters.card import read_card
 from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
 from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import chat as chat_task
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest
 from foundation.gate import Gate
@@ -36,6 +38,8 @@ from foundation.prompts import is_normal
 from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
+from training.chat_report import Questions, question_sections
+from training.finetune_chat import open_decoder
 from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
 from training.metrics import PatientBootstrap
@@ -138,7 +142,7 @@ def evaluate(
     rows = None if manifest is None else load_manifest(manifest, where)
     opened = open_checkpoint(checkpoint, device=options.device) if isinstance(checkpoint, str) else checkpoint
     job = Job(opened, rows, split, options, log)
-    adapter = None if subject in (ZERO_SHOT, CHAT) else open_adapter(subject, job.backbone, store)
+    adapter = None if subject in (ZERO_SHOT, CHAT) else open_adapter(subject, job.backbone, store, opened.folder)
     if adapter is not None:
         sections = adapter_sections(job, adapter)
     else:
@@ -152,11 +156,15 @@ def evaluate(
     return report
 
 
-def open_adapter(subject: str, backbone: Backbone, store: AdapterStore | None = None) -> Adapter:
-    """An adapter by its name in the store, or by the path of its folder."""
+def open_adapter(
+    subject: str, backbone: Backbone, store: AdapterStore | None = None, checkpoint: Path | None = None
+) -> Adapter:
+    """An adapter by its name in the store, or by the path of its folder. checkpoint: where a chat adapter's decoder lies."""
     folder = Path(subject)
     if not (folder / "card.json").is_file():
         folder = (store or AdapterStore.default()).get(subject).folder
+    if read_card(folder).task == chat_task.TASK:
+        return chat_task.open_chat_adapter(folder, backbone, open_decoder(checkpoint))
     return read_adapter(folder, backbone)
 
 
@@ -209,6 +217,9 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
         return segmentation_sections(Segmentation(*opened))
     if task == anomaly.TASK:
         return anomaly_sections(Anomaly(*opened, options.min_count))
+    if task == chat_task.TASK:
+        asked = (job.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
+        return question_sections(Questions(*asked, options.resamples, options.seed, options.min_count))
     raise InvalidRequest(f"adapters for {task} are not evaluated here", param="subject")
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.card import check_name
-from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import anomaly, chat, classification, segmentation
 from foundation.errors import InvalidRequest, ManifestError
 from training.finetune_anomaly import AnomalyRecipe, anomaly_rows, train_anomaly
+from training.finetune_chat import ChatRecipe, chat_rows, train_chat
 from training.finetune_classification import classification_rows, train_classification
 from training.finetune_job import FinetuneJob, FinetuneResult, TrainableBackbone
 from training.finetune_recipe import AnyRecipe, FinetuneRecipe
@@ -43,6 +44,7 @@ TASKS: Mapping[str, Trainer] = {
     classification.TASK: Trainer(FinetuneRecipe, "cxr-findings", classification_rows, train_classification),
     segmentation.TASK: Trainer(SegmentationRecipe, "lungs", segmentation_rows, train_segmentation),
     anomaly.TASK: Trainer(AnomalyRecipe, "cxr-anomaly", anomaly_rows, train_anomaly),
+    chat.TASK: Trainer(ChatRecipe, "cxr-questions", chat_rows, train_chat),
 }
 
 
@@ -74,9 +76,9 @@ def finetune(
     rows = trainer.usable(select_rows(load_manifest(manifest), asked, where), asked)
     if not rows.rows:
         raise ManifestError(f"No row that says anything for {task} is left by the recipe's filters; loosen them.")
-    backbone, base = _open(checkpoint)
+    backbone, base, opened = _open(checkpoint)
     folder = Path(cache) if cache else out / "cache"
-    return trainer.train(FinetuneJob(asked, rows, backbone, base, folder, out, resume, is_quiet, cpu))
+    return trainer.train(FinetuneJob(asked, rows, backbone, base, folder, out, resume, is_quiet, cpu, opened))
 
 
 def select_rows(manifest: Manifest, recipe: AnyRecipe, where: str | Sequence[str] = ()) -> Manifest:
@@ -97,10 +99,12 @@ def _check(task: str, trainer: Trainer, recipe: AnyRecipe, out: Path) -> None:
         )
 
 
-def _open(checkpoint: str | TrainableBackbone) -> tuple[TrainableBackbone, str]:
+def _open(checkpoint: str | TrainableBackbone) -> tuple[TrainableBackbone, str, Path | None]:
+    """The backbone, what the card calls it, and the folder it was opened from."""
     if not isinstance(checkpoint, str):
-        return checkpoint, type(checkpoint).__name__
+        return checkpoint, type(checkpoint).__name__, None
     from foundation.checkpoint import open_checkpoint
 
     is_folder = Path(checkpoint).is_dir()
-    return open_checkpoint(checkpoint).backbone, Path(checkpoint).resolve().name if is_folder else checkpoint
+    opened = open_checkpoint(checkpoint)
+    return opened.backbone, Path(checkpoint).resolve().name if is_folder else checkpoint, opened.folder

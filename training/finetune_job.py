@@ -48,6 +48,7 @@ class FinetuneJob(Generic[Recipe]):
     resume: bool = False
     is_quiet: bool = False
     cpu: bool = False
+    folder: Path | None = None  # the checkpoint's, where a decoder may lie
 
     def loop_config(self, monitor: str = "auroc") -> LoopConfig:
         training = self.recipe.training

@@ -2,9 +2,9 @@
 
     load_manifest("data/manifest.jsonl", where="source=nih_cxr14,view=AP").of("train")
 
-Reads JSON lines, CSV, and a Hugging Face ImageFolder (`metadata.jsonl` or `metadata.csv` beside the images, in the
-folder itself or in one folder a split). Every problem is a `ManifestError` that names the rows and the remedy; a
-patient in two splits is one. Opens no image: that is `datasets.py`.
+Reads JSON lines, CSV, LLaVA's conversations (`.json`, see `qa.py`), and a Hugging Face ImageFolder (`metadata.jsonl` or
+`metadata.csv` beside the images, in the folder itself or in one folder a split). Every problem is a `ManifestError` that
+names the rows and the remedy; a patient in two splits is one. Opens no image: that is `datasets.py`.
 
 | field        | meaning                                                      | when absent                        |
 |--------------|--------------------------------------------------------------|------------------------------------|
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from foundation.errors import InvalidRequest, ManifestError
+from training.qa import read_llava
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
@@ -272,7 +273,7 @@ def _read_image_folder(folder: Path, problems: _Problems) -> Iterator[_Record]:
 
 
 def _read_table(path: Path, split: str | None, problems: _Problems, prefix: str = "") -> Iterator[_Record]:
-    reader = _read_csv if path.suffix.lower() == ".csv" else _read_json_lines
+    reader = {".csv": _read_csv, ".json": read_llava}.get(path.suffix.lower(), _read_json_lines)
     try:
         for number, values in reader(path, problems):
             yield _Record(number, {_SYNONYMS.get(k, k): v for k, v in values.items()}, path.parent, split, prefix)
@@ -282,7 +283,7 @@ def _read_table(path: Path, split: str | None, problems: _Problems, prefix: str 
 
 def _read_json_lines(path: Path, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise ManifestError(f"{path.name} is neither .jsonl nor .csv: write JSON lines (one object a line) or CSV")
+        raise ManifestError(f"{path.name} is neither .jsonl, .csv nor .json: write JSON lines (one object a line) or CSV")
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

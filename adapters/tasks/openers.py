@@ -1,6 +1,6 @@
 """Which file opens which task: from a card and the head's tensors to something that answers about a film.
 
-Adding a task is adding its file beside this one and a line below.
+Adding a task is adding its file beside this one and a line below. Chat is not here: it adapts the decoder (`chat.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard
-from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import anomaly, classification, fusion, segmentation
 from foundation.errors import AdapterRefused
 
 
@@ -29,6 +29,7 @@ OPENERS: Mapping[str, Callable[[AdapterCard, Mapping[str, Tensor]], Opened]] = {
     classification.TASK: classification.Classifier.open,
     segmentation.TASK: segmentation.Segmenter.open,
     anomaly.TASK: anomaly.Detector.open,
+    fusion.TASK: fusion.FusionPredictor.open,
 }
 
 

@@ -75,7 +75,9 @@ STATED: tuple[str, ...] = (
 )
 
 _STATED = re.compile(rf"(?<![\w-])(?:{'|'.join(STATED)})(?!\w)", re.IGNORECASE)
-_ABBREVIATION = re.compile(r"(?:\b(?:dr|mr|mrs|ms|prof|st|vs|fig|no|approx|e\.g|i\.e|cf|resp|temp)|\b[A-Za-z])\.$", re.IGNORECASE)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:dr|mr|mrs|ms|prof|st|vs|fig|no|approx|e\.g|i\.e|cf|resp|temp)|\b[A-Za-z])\.$", re.IGNORECASE
+)
 _END = re.compile(r"[.!?]+(?=\s|$)|;|\n+|(?<=\s)(?=[A-Z][A-Za-z ]{2,24}:\s)")
 
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Lifespan
 
 from foundation.errors import InvalidRequest, VesaliusError
-from serving.api import adapters, analyze, anomaly, chat, classify, embeddings, health, kept, models, segment, zero_shot
+from serving.api import adapters, analyze, anomaly, chat, classify, embeddings, fuse, health, kept, models, segment, zero_shot
 from serving.api.observer import Observer
 from serving.api.service import Service
 from serving.api.trail import Trail
@@ -33,6 +33,7 @@ from serving.schemas.chat import ChatBody
 from serving.schemas.classify import ClassifyBody
 from serving.schemas.common import ErrorAnswer
 from serving.schemas.embeddings import EmbeddingsBody
+from serving.schemas.fuse import FuseBody
 from serving.schemas.segment import SegmentBody
 from serving.schemas.zero_shot import HuggingFaceBody, ZeroShotBody
 
@@ -42,6 +43,7 @@ _BODIES = (
     ClassifyBody,
     SegmentBody,
     AnomalyBody,
+    FuseBody,
     AnalyzeBody,
     EmbeddingsBody,
     ChatBody,
@@ -49,7 +51,7 @@ _BODIES = (
     VllmLoadBody,
     VllmUnloadBody,
 )
-_ROUTES = (zero_shot, classify, segment, anomaly, analyze, embeddings, chat, models, adapters, kept, health)
+_ROUTES = (zero_shot, classify, segment, anomaly, fuse, analyze, embeddings, chat, models, adapters, kept, health)
 
 
 class VesaliusApp(FastAPI):

@@ -14,7 +14,8 @@ Cell = float | int | str | bool | None
 
 class FuseBody(ImageBody):
     """All `images` are of the one patient. tabular: by field name; null or left out is missing, "-inf" and "inf" are
-    below and above what the laboratory can measure. Sentences of `text` that state the outcome are removed first."""
+    below and above what the laboratory can measure. Sentences of `text` that state the outcome are removed first.
+    """
 
     model: str
     text: str | None = None

@@ -3,8 +3,11 @@ before is answered before, by what was there then."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from adapters.tasks.chat import TASK as CHAT
 from serving.messages import Request
 from serving.residency import Resident
 from serving.works.work import Seen, Tools, Value, View
@@ -12,25 +15,26 @@ from serving.works.work import Seen, Tools, Value, View
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    resident: Resident
+    told: Mapping[str, Any]
+    resident: Resident | None = None
     views: tuple[View, ...] = ()
     texts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> Load:
-        resident = tools.residency.load(request.adapter or "", pinned, str(request.options.get("digest") or ""))
+        name = request.adapter or ""
+        stored = tools.residency.allow(name, str(request.options.get("digest") or ""))
+        if stored.card.task == CHAT and tools.chats is not None:
+            chats = tools.chats.take(name, pinned)
+            pinned.add(chats.digest)
+            return cls({"name": name, "digest": chats.digest, "task": CHAT, "slot": chats.slot, "deviation": 0.0})
+        resident = tools.residency.take(name, pinned)
         pinned.add(resident.digest)
-        return cls(resident)
+        told = {"name": name, "digest": resident.digest, "task": resident.card.task}
+        return cls({**told, "slot": resident.slot, "deviation": resident.deviation}, resident)
 
     def finish(self, seen: Seen) -> Value:
-        resident = self.resident
-        return {
-            "name": resident.name,
-            "digest": resident.digest,
-            "task": resident.card.task,
-            "slot": resident.slot,
-            "deviation": resident.deviation,
-        }
+        return dict(self.told)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from serving.works.analyze import Analyze
 from serving.works.anomaly import Anomaly
 from serving.works.classify import Classify
 from serving.works.embed import EmbedImage, EmbedText
+from serving.works.fuse import Fuse
 from serving.works.hot import Load, Unload
 from serving.works.segment import Segment
 from serving.works.work import Tools, Work, film_of
@@ -17,6 +18,7 @@ THROUGH_AN_ADAPTER = {
     "classify": Classify.of,
     "segment": Segment.of,
     "anomaly": Anomaly.of,
+    "fuse": Fuse.of,
     "load": Load.of,
     "unload": Unload.of,
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 from foundation.errors import InvalidRequest
 from foundation.gate import Gate, GateVerdict, gate_vectors
 from foundation.preprocess import normalise
+from serving.chat_residency import ChatResidency
 from serving.messages import Film, Request
 from serving.residency import Residency, Resident
 
@@ -68,6 +69,7 @@ class Tools:
     residency: Residency
     gate: Gate | None
     findings_adapter: str
+    chats: ChatResidency | None = None  # where there is a decoder
 
     def verdict(self, features: ImageFeatures, film: Film) -> GateVerdict:
         """Whether this film is of a kind the model knows; without a gate every film is. features: of the base."""

@@ -79,7 +79,7 @@ def write_checkpoint(folder: Path, *, with_decoder: bool = True) -> Path:
 
 def write_task(folder: Path, backbone: Backbone, name: str, task: str, *, first_block: int = 0, seed: int = 5) -> Path:
     """An adapter of any task for `backbone`; `folder` is the store's."""
-    labels = {"anomaly": ("anomaly",), "segmentation": ("lungs", "heart")}.get(task, LABELS)
+    labels = {"anomaly": ("anomaly",), "segmentation": ("lungs", "heart"), "fusion": ("icu",)}.get(task, LABELS)
     adapter = make_fake_adapter(backbone, name, labels, base="tiny", seed=seed, task=task, first_block=first_block)
     write_adapter(folder / name, adapter)
     return folder / name
