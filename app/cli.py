@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from app.audit_command import add_audit_command, run_audit
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
+from app.predict_command import add_predict_options, bar, predict
 from app.server_options import add_tls, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
@@ -85,12 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("ask", _ask, "ask a question about one film"),
         ("zero-shot", _zero_shot, "score films against labels of your own"),
-        ("predict", _predict, "run films through a classification adapter"),
+        ("predict", _predict, "run films through an adapter of any task"),
     ):
         command = add(name, run, text)
         if name == "predict":
-            command.add_argument("adapter")
-        if name == "ask":
+            add_predict_options(command)
+        elif name == "ask":
             command.add_argument("file", type=Path)
             command.add_argument("question")
             command.add_argument("--adapter", metavar="NAME", help="a chat adapter to answer through; see `adapters list`")
@@ -219,7 +220,7 @@ def _ask(chosen: argparse.Namespace, show: Show) -> None:
     answer = {"answer": text, "vesalius": extras.model_dump() if extras else None}
     lines = [text]
     if extras and extras.evidence:
-        lines += [_bar(found.label, found.probability) for found in extras.evidence.findings]
+        lines += [bar(found.label, found.probability) for found in extras.evidence.findings]
     show(answer, "\n".join([*lines, RESEARCH_USE]))
 
 
@@ -227,17 +228,16 @@ def _zero_shot(chosen: argparse.Namespace, show: Show) -> None:
     films = [_bytes(path) for path in chosen.files]
     with _client(chosen) as client:
         answer = client.zero_shot(films, chosen.labels, templates=chosen.templates, scoring=chosen.scoring)
-    _show_items(chosen.files, answer.model_dump(mode="json"), "score", show)
+    _show_items(chosen.files, answer.model_dump(mode="json"), show)
 
 
 def _predict(chosen: argparse.Namespace, show: Show) -> None:
     films = [_bytes(path) for path in chosen.files]
     with _client(chosen) as client:
-        answer = client.classify(films, chosen.adapter)
-    _show_items(chosen.files, answer.model_dump(mode="json"), "probability", show)
+        predict(client, chosen, films, show)
 
 
-def _show_items(files: Sequence[Path], answer: dict[str, Any], number: str, show: Show) -> None:
+def _show_items(files: Sequence[Path], answer: dict[str, Any], show: Show) -> None:
     lines = []
     for path, item in zip(files, answer["data"], strict=True):
         lines.append(f"{path.name}")
@@ -246,12 +246,8 @@ def _show_items(files: Sequence[Path], answer: dict[str, Any], number: str, show
         elif not item.get("assessed", True):
             lines.append(f"  not assessed: this looks like {item.get('looks_like') or 'something else'}")
         else:
-            lines += [f"  {_bar(one['label'], one[number])}" for one in item.get("labels") or item.get("scores") or []]
+            lines += [f"  {bar(one['label'], one['score'])}" for one in item["scores"]]
     show(answer, "\n".join([*lines, RESEARCH_USE]))
-
-
-def _bar(label: str, value: float) -> str:
-    return f"{label:24} {value:6.3f} {'#' * round(value * 30)}"
 
 
 # Training and folders

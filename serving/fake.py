@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from foundation.preprocess import InputContract
-from serving.fake_tasks import LUNGS, draw, masks, strangeness
+from serving.fake_tasks import LUNGS, draw, fused, masks, strangeness
 from serving.gateway import ModelInfo, Readiness
 from serving.mask_files import MaskFile, write_mask_file
 from serving.messages import Film, Outcome, RawFilm, Request
@@ -27,6 +27,7 @@ BASE = "vesalius-fake"
 ADAPTER = "cxr-findings"
 SEGMENTER = "lungs"
 DETECTOR = "cxr-anomaly"
+FUSER = "course"
 FINDINGS = ("atelectasis", "cardiomegaly", "consolidation", "effusion", "pneumothorax")
 MODELS = (
     ModelInfo(
@@ -67,6 +68,16 @@ MODELS = (
         labels=("anomaly",),
         digest="3" * 64,
         description="How strange a chest film is among normal ones",
+    ),
+    ModelInfo(
+        name=FUSER,
+        kind="adapter",
+        capabilities=("fuse",),
+        base=BASE,
+        task="fusion",
+        labels=("intensive care",),
+        digest="4" * 64,
+        description="The course of a disease from films, notes and laboratory",
     ),
 )
 
@@ -144,6 +155,7 @@ class FakeGateway:
             "classify": self._classify,
             "segment": self._segment,
             "anomaly": self._anomaly,
+            "fuse": self._fuse,
             "analyze": self._analyze,
         }
         return values[request.operation](request)
@@ -221,6 +233,11 @@ class FakeGateway:
         nothing = {"score": None, "p_value": None, "branches": {}, "normals": 0, "heat": None}
         assessment = _assessment(request.film)
         return {**(strangeness(request.film) if assessment["assessed"] else nothing), **assessment}
+
+    def _fuse(self, request: Request) -> dict[str, Any]:
+        found = [_assessment(film) for film in request.films]
+        refused = next((one for one in found if not one["assessed"]), {"assessed": True, "looks_like": ""})
+        return {"films": found, **refused, "result": fused(request) if refused["assessed"] else None}
 
     def _analyze(self, request: Request) -> dict[str, Any]:
         assert request.film is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,40 @@ def strangeness(film: Film) -> dict[str, Any]:
         "normals": NORMALS,
         "heat": {"png": target.getvalue(), "low": 0.25, "high": 0.75},
     }
+
+
+def fused(request: Request) -> dict[str, Any]:
+    """Each modality by itself, and their mean as the joint answer of any subset."""
+    table = {name: cell for name, cell in request.options["tabular"].items() if cell is not None}
+    given = {"film": bool(request.films), "note": bool(request.texts), "laboratory": bool(table)}
+    present = [name for name, is_there in given.items() if is_there]
+    words = [*(film.digest for film in request.films), *request.texts, *map(str, table.items())]
+    unimodal = {name: draw(name, *words) for name in present}
+    subsets = [one for size in range(1, len(present) + 1) for one in itertools.combinations(present, size)]
+    chances = [sum(unimodal[name] for name in one) / len(one) for one in subsets]
+    return {
+        "label": "intensive care",
+        "probability": chances[-1],
+        "logit": _logit(chances[-1]),
+        "prior": 0.3,
+        "threshold": 0.5,
+        "method": "joint" if len(present) > 1 else present[0],
+        "present": present,
+        "absent": [name for name in given if name not in present],
+        "unimodal": unimodal,
+        "subsets": [
+            {"modalities": list(one), "probability": chance, "logit": _logit(chance), "method": "joint"}
+            for one, chance in zip(subsets, chances, strict=True)
+        ],
+        "shapley": {name: (_logit(chances[-1]) - _logit(0.3)) / len(present) for name in present},
+        "conformal": [],
+        "unusual": [],
+        "removed": 0,
+    }
+
+
+def _logit(chance: float) -> float:
+    return math.log((chance + 1e-9) / (1 - chance + 1e-9))
 
 
 def _ellipse(film: Film, label: str, centre: tuple[float, float] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -167,7 +167,7 @@ def test_slices_are_chosen_for_one_film_or_for_all(http: httpx.Client) -> None:
 
 def test_models_never_show_a_path(http: httpx.Client) -> None:
     listed = http.get("/v1/models")
-    assert [model["id"] for model in listed.json()["data"]] == [BASE, ADAPTER]
+    assert [model["id"] for model in listed.json()["data"]] == [info.name for info in MODELS]
     assert set(listed.json()["data"][0]["vesalius"]) == {
         "kind", "capabilities", "base", "task", "labels", "templates", "digest", "description", "licence", "embed_dim",
             "preprocessing",

@@ -34,7 +34,7 @@ def client(address: str, gateway: FakeGateway) -> Iterator[Client]:
 
 
 def test_models(client: Client) -> None:
-    assert [model.id for model in client.models()] == [BASE, ADAPTER]
+    assert [model.id for model in client.models()][:2] == [BASE, ADAPTER]
     assert client.model(ADAPTER).vesalius.labels == list(FINDINGS)
     with pytest.raises(ModelNotFound):
         client.model("nowhere")
@@ -108,7 +108,7 @@ def test_maps_come_when_asked_for_one_a_finding(client: Client) -> None:
 
 
 def test_the_base_says_how_films_are_prepared(client: Client) -> None:
-    base, adapter = client.models()
+    base, adapter, *_ = client.models()
     assert base.vesalius.preprocessing is not None
     assert base.vesalius.preprocessing.model_dump() == asdict(CONTRACT)
     assert adapter.vesalius.preprocessing is None

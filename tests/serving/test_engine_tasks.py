@@ -18,6 +18,7 @@ from adapters.files import read_adapter
 from adapters.lora import load_weights, remove_lora
 from adapters.tasks.anomaly import Detector
 from adapters.tasks.classification import Classifier
+from adapters.tasks.fusion import FusionPredictor
 from adapters.tasks.prompting import Box, Point, Prompt
 from adapters.tasks.rle import from_rle
 from adapters.tasks.segmentation import Segmenter
@@ -25,7 +26,7 @@ from foundation.checkpoint import open_checkpoint
 from foundation.preprocess import normalise
 from serving.config import EngineConfig
 from serving.engine import Engine
-from serving.messages import Batch, Film, Outcome, Request
+from serving.messages import Batch, Film, Operation, Outcome, Request
 
 EXTENT = (120, 200)
 ADAPTERS = {  # name: task, first block (of six), seed
@@ -35,6 +36,13 @@ ADAPTERS = {  # name: task, first block (of six), seed
     "lungs": ("segmentation", 3, 4),
     "other-lungs": ("segmentation", 1, 5),
     "strange": ("anomaly", 4, 6),
+    "course": ("fusion", 4, 7),
+}
+OPERATIONS: dict[str, Operation] = {
+    "classification": "classify",
+    "segmentation": "segment",
+    "anomaly": "anomaly",
+    "fusion": "fuse",
 }
 POINTS = [[30.0, 60.0, True], [100.0, 20.0, False]]
 BOXES = [[10.0, 20.0, 90.0, 150.0]]
@@ -68,7 +76,7 @@ class Direct:
 
     def __call__(self, request: Request) -> dict[str, Any]:
         assert request.film is not None
-        key = (request.film.digest, request.operation, request.adapter, repr(request.options))
+        key = (request.film.digest, request.operation, request.adapter, repr(request.options), request.texts)
         if key not in self._known:
             self._known[key] = self._answer(request, request.film, str(request.adapter))
         return self._known[key]
@@ -91,6 +99,10 @@ class Direct:
             prompts = [Prompt(points, boxes)] if points or boxes else None
             (masks,) = Segmenter.open(adapter.card, adapter.head)(features, pixels, [film.extent], contract, prompts)
             return {"presence": masks.presence, "masks": masks.masks}
+        if request.operation == "fuse":
+            note = self.backbone.encode_text(["an effusion."])[0] if request.texts else None
+            predictor = FusionPredictor.open(adapter.card, adapter.head)
+            return {"fused": predictor([features], note, request.options.get("tabular"))}
         patches = self.backbone.patch_embeddings(features)
         (result,) = Detector.open(adapter.card, adapter.head)(features, patches, [film.extent], contract)
         return {"p_value": result.p_value, "branches": list(result.branches.values()), "png": result.heat_png()[0]}
@@ -106,8 +118,9 @@ def questions() -> list[Request]:
         shown = film(seed)
         found += [Request(0, "embed_image", film=shown)]
         for name, (task, _, _) in ADAPTERS.items():
-            operation: Any = {"classification": "classify", "segmentation": "segment", "anomaly": "anomaly"}[task]
-            found.append(Request(0, operation, adapter=name, film=shown))
+            found.append(Request(0, OPERATIONS[task], adapter=name, film=shown))
+        for texts, table in ((("an effusion. she died.",), {"crp": 12.0}), ((), {"sex": "F"})):
+            found.append(Request(0, "fuse", adapter="course", film=shown, texts=texts, options={"tabular": table}))
         found.append(Request(0, "segment", adapter="lungs", film=shown, options={"points": POINTS, "boxes": BOXES}))
     return [replace(request, id=number) for number, request in enumerate(found, start=1)]
 
@@ -115,6 +128,15 @@ def questions() -> list[Request]:
 def check(value: Any, truth: dict[str, Any]) -> None:
     if "probabilities" in truth:
         assert np.allclose(value["probabilities"], truth["probabilities"], atol=1e-4)
+    elif "fused" in truth:
+        fused, found = truth["fused"], value["result"]
+        assert found["probability"] == pytest.approx(fused.probability, abs=1e-4)
+        assert found["present"] == list(fused.present)
+        assert found["unimodal"] == pytest.approx(fused.unimodal, abs=1e-4)
+        assert found["shapley"] == pytest.approx(fused.shapley, abs=1e-3)
+        assert [one["modalities"] for one in found["subsets"]] == [list(one.modalities) for one in fused.subsets]
+        given = [one["probability"] for one in found["subsets"]]
+        assert given == pytest.approx([one.probability for one in fused.subsets], abs=1e-4)
     elif "masks" in truth:
         assert np.allclose(value["presence"], truth["presence"], atol=1e-4)
         masks = np.stack([from_rle(rle) for rle in value["masks"]])
@@ -162,10 +184,8 @@ def test_adapters_films_and_marks_matter(place: Path, direct: Direct) -> None:
 def test_adapters_that_begin_higher_share_the_blocks_below(place: Path) -> None:
     engine = open_engine(place, cached_film_bytes=0)
     one = film(1)
-    names = [name for name in ADAPTERS if name not in ("findings", "other-lungs")]  # begin at 3, 5, 3 and 4 of six
-    parts = [request for request in questions() if request.adapter in names]
-    requests = [replace(request, film=one) for request in parts if not request.options][: len(names)]
-    assert {request.adapter for request in requests} == set(names)
+    names = ("upper", "top", "lungs", "strange")  # begin at blocks 3, 5, 3 and 4 of six
+    requests = [Request(number, OPERATIONS[ADAPTERS[name][0]], adapter=name, film=one) for number, name in enumerate(names)]
     engine.run(Batch(tuple(requests)))
     engine.looks.trunk.block_rows = engine.looks.trunk.rows = 0
     engine.run(Batch(tuple(requests)))
@@ -176,16 +196,13 @@ def test_adapters_that_begin_higher_share_the_blocks_below(place: Path) -> None:
 def test_a_second_adapter_begins_where_the_film_is_held(place: Path, direct: Direct) -> None:
     engine = open_engine(place)
     trunk = engine.looks.trunk
-    for name, fresh in (("upper", 6 + 3), ("top", 1 + 5), ("lungs", 3)):
-        operation: Any = "segment" if name == "lungs" else "classify"
-        if name == "top":  # another tenant's: nothing of the first one's is used
-            engine.run(Batch((Request(1, operation, adapter=name, film=film(2), tenant="b"),)))
+    steps = (("a", "upper", 3 + 3), ("a", "lungs", 3), ("b", "lungs", 3 + 3), ("b", "upper", 3))
+    for tenant, name, blocks in steps:  # of six; both adapters begin at block 3
         trunk.block_rows = 0
-        request = Request(1, operation, adapter=name, film=film(1), tenant="a")
+        request = Request(1, OPERATIONS[ADAPTERS[name][0]], adapter=name, film=film(1), tenant=tenant)
         (outcome,) = engine.run(Batch((request,)))
         check(answer(outcome), direct(request))
-        if name == "lungs":
-            assert trunk.block_rows == fresh
+        assert trunk.block_rows == blocks, (tenant, name)
 
 
 def test_a_click_on_a_film_seen_before_runs_no_trunk(place: Path, direct: Direct) -> None:
@@ -263,3 +280,19 @@ def test_a_conformal_set_holds_what_reaches_its_threshold(place: Path) -> None:
     assert value["conformal"]["coverage"] == 0.9
     assert value["calibration"] == "platt on 10 films of 'val'"
     assert value["normal"] == pytest.approx(np.prod(1 - np.array(value["probabilities"])))
+
+
+def test_fusion_takes_any_subset_and_says_what_it_cannot_read(place: Path, direct: Direct) -> None:
+    engine = open_engine(place)
+    alone = Request(1, "fuse", adapter="course", options={"tabular": {"crp": "inf"}})
+    several = Request(2, "fuse", adapter="course", film=film(1), others=(film(2),))
+    wrong = Request(3, "fuse", adapter="course", options={"tabular": {"weight": 3}})
+    nothing = Request(4, "fuse", adapter="course")
+    by_id = {outcome.request_id: outcome for outcome in engine.run(Batch((alone, several, wrong, nothing)))}
+    assert answer(by_id[1])["result"]["present"] == ["laboratory"]
+    both = answer(by_id[2])
+    assert (len(both["films"]), both["result"]["present"]) == (2, ["film"])
+    one = direct(Request(0, "fuse", adapter="course", film=film(1)))["fused"].probability
+    assert both["result"]["probability"] != pytest.approx(one, abs=1e-4)
+    assert "crp, sex" in by_id[3].error_message
+    assert "film, note, laboratory" in by_id[4].error_message

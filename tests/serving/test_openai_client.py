@@ -30,7 +30,7 @@ def ask_about(film: bytes, question: str = QUESTION) -> list[dict[str, Any]]:
 
 def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
     models = {model.id: model for model in client.models.list()}
-    assert set(models) == {BASE, ADAPTER}
+    assert {BASE, ADAPTER} <= set(models)
     assert client.models.retrieve(ADAPTER).vesalius["capabilities"] == ["classify"]
     assert models[BASE].object == "model"
 

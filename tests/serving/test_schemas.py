@@ -11,14 +11,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.errors import InvalidRequest
+from serving.schemas.adapters import LoadBody, VllmLoadBody
+from serving.schemas.analyze import AnalyzeBody
+from serving.schemas.anomaly import AnomalyBody
 from serving.schemas.chat import ChatBody
 from serving.schemas.classify import ClassifyBody
 from serving.schemas.embeddings import EmbeddingsBody
+from serving.schemas.fuse import FuseBody
 from serving.schemas.parsing import Body, parse_fields, parse_json
+from serving.schemas.segment import SegmentBody
 from serving.schemas.zero_shot import HuggingFaceBody, ZeroShotBody
 
-BODIES: tuple[type[Body], ...] = (ZeroShotBody, HuggingFaceBody, ClassifyBody, EmbeddingsBody, ChatBody)
-_INNER = ("role", "content", "type", "text", "image_url", "url", "data", "dicom", "n", "tools", "candidate_labels")
+BODIES: tuple[type[Body], ...] = (
+    ZeroShotBody,
+    HuggingFaceBody,
+    ClassifyBody,
+    SegmentBody,
+    AnomalyBody,
+    FuseBody,
+    AnalyzeBody,
+    LoadBody,
+    VllmLoadBody,
+    EmbeddingsBody,
+    ChatBody,
+)
+_INNER = (
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "url",
+    "data",
+    "dicom",
+    "n",
+    "tools",
+    "candidate_labels",
+    "row",
+    "column",
+    "top",
+    "left",
+    "bottom",
+    "right",
+)
 NAMES = sorted({*_INNER, *(name for body in BODIES for name in body.model_fields)})
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(
     ["user", "assistant", "text", "image_url", "dicom", "data:image/png;base64,AA==", "{}", "softmax", "base64", "hf"]
