@@ -155,7 +155,8 @@ class Engine:
             return self._answer_all(requests)
         except Exception as error:  # whatever it was, its neighbours must not suffer, and it must be told
             if len(requests) == 1:
-                return [fault(requests[0].id, error, requests[0].trace)]
+                (lone,) = requests
+                return [failure(lone.id, error) if isinstance(error, VesaliusError) else fault(lone.id, error, lone.trace)]
         half = len(requests) // 2
         return self._run(requests[:half]) + self._run(requests[half:])
 
