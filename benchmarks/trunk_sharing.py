@@ -95,9 +95,7 @@ def measure(name: str, backbone: Backbone, first: int, adapters: int, rounds: in
             start = time.process_time()
             run()
             times[key].append(time.process_time() - start)
-    ratios = {
-        key: statistics.median(a / b for a, b in zip(times["forwards"], times[key], strict=True)) for key in runs
-    }
+    ratios = {key: statistics.median(a / b for a, b in zip(times["forwards"], times[key], strict=True)) for key in runs}
     median = statistics.median(times["forwards"]) * 1000
     told = ", ".join(f"{key} {ratio:.2f} x" for key, ratio in ratios.items() if key != "forwards")
     print(f"{name}, {adapters} adapters from block {first}, {dtype}: {adapters} forwards {median:.0f} ms; {told}", flush=True)

@@ -54,12 +54,12 @@ class FeatureCache(Generic[HeldT]):
             self._held.move_to_end(key)
         return self._held.get(key)
 
-    def put(self, key: FeatureKey, features: HeldT) -> None:
-        """Keep a copy: a row of a batch would keep the whole batch alive."""
+    def put(self, key: FeatureKey, features: HeldT, *, is_own: bool = False) -> None:
+        """Keep a copy: a row of a batch would keep the whole batch alive. is_own: that it is no part of one."""
         size = _bytes_of(features)
         if key in self._held or size > self.capacity_bytes:
             return
-        self._held[key] = _copied(features)
+        self._held[key] = features if is_own else _copied(features)
         self.held_bytes += size
         while self.held_bytes > self.capacity_bytes:
             self._drop(next(iter(self._held)))

@@ -4,7 +4,9 @@ forward of the trunk, begun as high up as the films are still held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foundation.backbone import ImageFeatures
@@ -19,13 +21,33 @@ if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
 ViewKey = tuple[bytes, int]
-Asked = Sequence[tuple[Request, View]]
 STATES_SHARE = 4  # one part in so many of the bytes is for states on the way
 
 
 def view_key(view: View) -> ViewKey:
     """Equal for equal pixels through the same adapter."""
     return view.pixels.tobytes(), view.slot
+
+
+@dataclass(frozen=True, eq=False)
+class _Ask:
+    """One view one request asks for; its pixels as bytes and their digest are made once a batch."""
+
+    request: Request
+    view: View
+    pixels: bytes
+    digest: str
+
+    @property
+    def key(self) -> ViewKey:
+        return self.pixels, self.view.slot
+
+    def held_as(self, block: int = THE_END) -> FeatureKey:
+        """The key of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
+        films = self.request.films
+        study = next((film.digest for film in films if film.pixels is self.view.pixels), films[0].digest if films else "")
+        adapter = self.view.resident.digest if self.view.resident and block == THE_END else ""
+        return FeatureKey(self.request.tenant, study, self.digest, adapter, block)
 
 
 class Looks:
@@ -41,54 +63,58 @@ class Looks:
         self._features.forget(tenant, study)
         self._states.forget(tenant, study)
 
-    def at(self, asked: Asked) -> dict[ViewKey, ImageFeatures]:
+    def at(self, asked: Sequence[tuple[Request, View]]) -> dict[ViewKey, ImageFeatures]:
         """Each distinct view's features (B = 1). What anyone misses is computed, whoever else has it."""
+        asks = list(_asks(asked))
         found: dict[ViewKey, ImageFeatures] = {}
         missing: dict[ViewKey, View] = {}
-        for request, view in asked:
-            held = self._features.get(_key(request, view)) if self._features.capacity_bytes else None
+        for ask in asks:
+            held = self._features.get(ask.held_as()) if self._features.capacity_bytes else None
             if held is None:
-                missing[view_key(view)] = view
+                missing[ask.key] = ask.view
             else:
-                found[view_key(view)] = held
-        found |= self._run(missing, asked)
-        for request, view in asked:
-            if request.stores and self._features.capacity_bytes:
-                self._features.put(_key(request, view), found[view_key(view)])
+                found[ask.key] = held
+        found |= self._run(missing, asks)
+        for ask in asks:
+            if ask.request.stores and self._features.capacity_bytes:
+                self._features.put(ask.held_as(), found[ask.key])
         return found
 
-    def _run(self, missing: Mapping[ViewKey, View], asked: Asked) -> dict[ViewKey, ImageFeatures]:
+    def _run(self, missing: Mapping[ViewKey, View], asks: Sequence[_Ask]) -> dict[ViewKey, ImageFeatures]:
         """One forward over what is missing; states on the way are taken from where they are held, and kept."""
         films: dict[bytes, list[View]] = {}
         for (pixels, _), view in missing.items():
             films.setdefault(pixels, []).append(view)
-        askers = {pixels: [(request, view) for request, view in asked if view.pixels.tobytes() == pixels] for pixels in films}
-        keep = self._residency.first_blocks if self._states.capacity_bytes else ()
-        wanted = [self._wanted(views, askers[pixels]) for pixels, views in films.items()]
-        looked = self.trunk.run(wanted, keep)
+        askers: dict[bytes, list[_Ask]] = {}
+        for ask in asks:
+            askers.setdefault(ask.pixels, []).append(ask)
+        blocks = sorted((block for block in self._residency.first_blocks if block > 0), reverse=True)
+        if not self._states.capacity_bytes:
+            blocks = []
+        looked = self.trunk.run([self._wanted(views, askers[pixels], blocks) for pixels, views in films.items()], blocks)
         names = list(films)
         for (index, block), state in looked.states.items():
-            for request, view in askers[names[index]]:
-                if request.stores:
-                    self._states.put(_key(request, view, block), state)
+            for ask in askers[names[index]]:
+                if ask.request.stores:
+                    self._states.put(ask.held_as(block), state, is_own=True)
         return {(names[index], slot): features for (index, slot), features in looked.features.items()}
 
-    def _wanted(self, views: Sequence[View], askers: Asked) -> Wanted:
-        """A film's ways, and the highest state that everyone who asks about it has of it."""
+    def _wanted(self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int]) -> Wanted:
+        """A film's ways, and the highest state that everyone who asks about it has of it. blocks: falling."""
         depth = self.trunk.depth
         ways = tuple(Way(view.slot, view.resident.first_block if view.resident else depth) for view in views)
         highest = min(way.first for way in ways)
-        for block in sorted((block for block in self._residency.first_blocks if block <= highest), reverse=True):
-            held = [self._states.get(_key(request, view, block)) for request, view in askers]
+        for block in blocks:
+            held = [self._states.get(ask.held_as(block)) for ask in askers] if block <= highest else []
             if held and all(held):
                 return Wanted(views[0].pixels, ways, held[0], block)
         return Wanted(views[0].pixels, ways, None, EMBED)
 
 
-def _key(request: Request, view: View, block: int = THE_END) -> FeatureKey:
-    """Of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
-    study = next(
-        (film.digest for film in request.films if film.pixels is view.pixels), request.film.digest if request.film else ""
-    )
-    adapter = view.resident.digest if view.resident and block == THE_END else ""
-    return FeatureKey.of(request.tenant, study, view.pixels.tobytes(), adapter, block)
+def _asks(asked: Sequence[tuple[Request, View]]) -> Iterator[_Ask]:
+    digests: dict[bytes, str] = {}
+    for request, view in asked:
+        pixels = view.pixels.tobytes()
+        if pixels not in digests:
+            digests[pixels] = hashlib.sha256(pixels).hexdigest()
+        yield _Ask(request, view, pixels, digests[pixels])

@@ -85,8 +85,9 @@ class Request:
                ([[top, left, bottom, right], ...]) in the film's own pixels
       fuse: tabular (field name -> number, word or None); the note is in `texts`, further films in `others`
       analyze: tasks (list of {"operation", "adapter", "digest", "options"}), all about `film`
+      anomaly: heat (bool, also a heat map; true where it is not said)
       load: digest (str, "" for whatever the store holds)
-      classify, anomaly, embed_image, embed_text, unload: {}
+      classify, embed_image, embed_text, unload: {}
     """
 
     id: int

@@ -15,13 +15,15 @@ class Anomaly:
     film: Film
     resident: Resident
     detector: Detector
+    wants_heat: bool
     tools: Tools
     texts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> Anomaly:
         resident = tools.adapter_of(request, pinned, "Looking for anomalies")
-        return cls(film_of(request, tools), resident, resident.opened(Detector), tools)
+        wants_heat = bool(request.options.get("heat", True))
+        return cls(film_of(request, tools), resident, resident.opened(Detector), wants_heat, tools)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -35,15 +37,16 @@ class Anomaly:
         backbone = self.tools.backbone
         patches = backbone.patch_embeddings(seen.features[0])
         (result,) = self.detector(seen.features[0], patches, [self.film.extent], backbone.contract)
-        return {**plain(result), **assessment(verdict)}
+        return {
+            "score": result.score,
+            "p_value": result.p_value,
+            "branches": dict(result.branches),
+            "normals": result.normals,
+            "heat": _heat(result) if self.wants_heat else None,
+            **assessment(verdict),
+        }
 
 
-def plain(result: AnomalyResult) -> Value:
+def _heat(result: AnomalyResult) -> Value:
     png, (low, high) = result.heat_png()
-    return {
-        "score": result.score,
-        "p_value": result.p_value,
-        "branches": dict(result.branches),
-        "normals": result.normals,
-        "heat": {"png": png, "low": low, "high": high},
-    }
+    return {"png": png, "low": low, "high": high}
