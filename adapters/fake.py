@@ -88,7 +88,7 @@ def make_fake_adapter(
         assert isinstance(linear, nn.Linear)
         first = torch.randn(4, linear.in_features, generator=generator)
         pairs[target] = LoraPair(0.2 * first, 0.2 * torch.randn(linear.out_features, 4, generator=generator))
-    head, options = _fake_head(backbone, task, len(labels), generator)
+    head, options = _fake_head(backbone, task, labels, generator)
     steps = range(len(labels))
     card = AdapterCard(
         name=name,
@@ -107,11 +107,11 @@ def make_fake_adapter(
 
 
 def _fake_head(
-    backbone: Backbone | FakeBackbone, task: str, labels: int, generator: torch.Generator
+    backbone: Backbone | FakeBackbone, task: str, labels: Sequence[str], generator: torch.Generator
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A head of random weights for a task, and the options of it that a card records."""
     if task == classification.TASK:
-        plain = classification.ClassificationHead(labels, backbone.embed_dim, backbone.width)
+        plain = classification.ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
         for weight in (plain.text.weight, plain.query, plain.value):
             nn.init.normal_(weight, generator=generator)
         return plain, {"embed_dim": backbone.embed_dim, "width": backbone.width}
@@ -119,8 +119,8 @@ def _fake_head(
     with torch.no_grad():
         widths = [level.shape[1] for level in backbone.encode_image(torch.zeros(1, 3, size, size)).levels]
     if task == segmentation.TASK:
-        shape = {"embed_dim": backbone.embed_dim, "level_widths": widths}
-        return _drawn(segmentation.SegmentationHead(labels, backbone.embed_dim, widths), generator), shape
+        shape = {"embed_dim": backbone.embed_dim, "level_widths": widths, "unions": {"chest": list(labels)}}
+        return _drawn(segmentation.SegmentationHead(len(labels), backbone.embed_dim, widths), generator), shape
     if task == fusion.TASK:
         return _fake_fusion(backbone, widths, generator)
     last = (widths[-3], widths[-2], widths[-1])
@@ -130,7 +130,7 @@ def _fake_head(
     head.reference.mul_(10)
     head.quantiles[:-1] = torch.linspace(-4, 4, anomaly.QUANTILES)
     head.quantiles[-1] = torch.linspace(0, 1, anomaly.QUANTILES)
-    return head, {**vars(sizes), "level_widths": list(last)}
+    return head, {**vars(sizes), "level_widths": list(last), "places": list(sizes.places)}
 
 
 def _fake_fusion(

@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--where", action="append", default=[])
     command.add_argument("--report", type=Path, required=True)
     command.add_argument("--checkpoint", default="bundled")
-    command.add_argument("--baseline", action="append", default=[], dest="baselines", choices=("hog", "cnn"))
+    command.add_argument("--baseline", action="append", default=[], dest="baselines", choices=("hog", "cnn", "unet"))
     command.add_argument("--phantoms", type=int, help="how many synthetic films; 0 for none")
     command = add("adapters", _adapters, "list, show, verify, add or remove adapters")
     command.add_argument("action", choices=("list", "show", "verify", "add", "remove"))

@@ -134,8 +134,8 @@ class Outcome:
       classify: {"labels", "probabilities", "logits", "thresholds": [K values], "normal": float | None, "calibration": str,
             "conformal": {"coverage": float, "labels": [str]} | None, "assessed": bool, "looks_like": str}
       segment: {"labels", "presence", "thresholds": [K values], "masks": [K COCO run lengths], "assessed", "looks_like"}
-      anomaly: {"score", "p_value", "branches": {name: p}, "normals": int, "heat": {"png": bytes, "low", "high"}
-            or None, "assessed", "looks_like"}
+      anomaly: {"score", "p_value", "branches": {name: p}, "normals": int, "heat": h rows of w numbers over the model's
+            square or None, "assessed", "looks_like"}
       fuse: FusionResult's fields with "subsets": [{"modalities", "probability", "logit", "method"}], "note": {"removed"}
             or None, "films": [{"assessed", "looks_like"}], "assessed", "looks_like"
       analyze: {"parts": [one a task: its operation's value with its "adapter" digest, or {"error": [code, sentence]}],

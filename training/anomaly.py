@@ -9,7 +9,7 @@ Validation ranks the `choose` films; the films that p-values rest on are never s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
 from adapters.tasks.reference import NormalReference
+from foundation.backbone import ImageFeatures
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
 from training.adapted_tower import AdaptedTower
@@ -41,6 +42,7 @@ COVERED = 0.2  # share of a patch that a lesion must cover
 WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
 USEFUL = 0.55  # AUROC of a branch alone
 SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
+FEW = 20.0  # normal films from which on the spread at one place counts for more than the spread everywhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +73,13 @@ class AdaptedDetector(AdaptedTower):
         maps, films = self.head.trained(self.features(batch))
         return maps, films
 
-    def every_branch(self, pixels: Tensor) -> AnomalyOutput:
+    def looked_at(self, pixels: Tensor) -> tuple[ImageFeatures, Tensor]:
+        """What the head reads: features and patch embeddings (B, N, E)."""
         features = self.features({"pixels": pixels})
-        patches = F.normalize(self.tower.embed_patches(features.tokens).float(), dim=-1)
-        output: AnomalyOutput = self.head(features, patches)
+        return features, F.normalize(self.tower.embed_patches(features.tokens).float(), dim=-1)
+
+    def every_branch(self, pixels: Tensor) -> AnomalyOutput:
+        output: AnomalyOutput = self.head(*self.looked_at(pixels))
         return output
 
 
@@ -173,26 +178,59 @@ class AnomalyTrainee:
 
 
 @torch.inference_mode()
-def remember(
-    model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, count: int, seed: int, batch_size: int = 16
-) -> None:
-    """Fill the memory with a greedy coreset of the patches of normal films (N, S, S, C)."""
-    per_film = max(1, SAMPLED_PATCHES // len(films))
-    generator = torch.Generator().manual_seed(seed)
-    kept = []
+def described_patches(
+    model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, batch_size: int = 16
+) -> Iterator[Tensor]:
+    """Of each film (S, S, C) its patches (P, D) as memory describes them."""
     for start in range(0, len(films), batch_size):
         pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(model.head.memory.device)
-        for patches in model.head.describe(model.features({"pixels": pixels})).flatten(1, 2).cpu():
-            kept.append(patches[torch.randperm(len(patches), generator=generator)[:per_film]])
-    chosen = greedy_coreset(torch.cat(kept), count, seed).half().float()
-    model.head.memory.copy_(chosen[torch.arange(count) % len(chosen)])  # fewer patches than places: some stand twice
+        yield from model.head.describe(model.features({"pixels": pixels})).flatten(1, 2).cpu()
+
+
+def sampled(films: Iterable[Tensor], count: int, seed: int) -> Tensor:
+    """Some patches of each of `count` films, together about SAMPLED_PATCHES."""
+    per_film, generator = max(1, SAMPLED_PATCHES // count), torch.Generator().manual_seed(seed)
+    return torch.cat([patches[torch.randperm(len(patches), generator=generator)[:per_film]] for patches in films])
+
+
+@torch.no_grad()
+def remember(head: AnomalyHead, patches: Tensor, seed: int) -> None:
+    """Fill memory and components from patches (P, D) of normal films: a greedy coreset, and their main directions."""
+    places, width = len(head.memory), head.shape.memory_width
+    chosen = greedy_coreset(patches, places, seed).half().float()
+    head.memory.copy_(chosen[torch.arange(places) % len(chosen)])  # fewer patches than places: some stand twice
+    shown = patches[:, :width]
+    _, _, directions = torch.linalg.svd(shown - shown.mean(dim=0), full_matrices=False)
+    head.centre.copy_(shown.mean(dim=0))
+    head.components.zero_()
+    kept = directions[: head.shape.components].T
+    head.components[:, : kept.shape[1]] = kept
+
+
+@torch.inference_mode()
+def learn_usual(model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, batch_size: int = 16) -> None:
+    """What each branch's map shows at each place of normal films (N, S, S, C): mean and spread, smoothed over neighbours.
+
+    NOTE: these films must not be among the reference, whose scores would depend on all of them unlike a new film's.
+    """
+    head, maps = model.head, []
+    for start in range(0, len(films), batch_size):
+        pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(head.memory.device)
+        maps.append(head.raw(*model.looked_at(pixels))[0])
+    every = torch.cat(maps)
+    mean, spread = every.mean(dim=0), every.std(dim=0, correction=0)
+    overall = every.std(dim=(0, 2, 3), correction=0)[:, None, None]
+    few = FEW / (FEW + len(every))  # of a handful of films the spread at one place says little
+    spread = (1 - few) * F.avg_pool2d(spread, 3, 1, 1, count_include_pad=False) + few * overall
+    head.usual.copy_(F.interpolate(mean[None], head.shape.places, mode="area")[0])
+    head.log_spread.copy_(F.interpolate(spread[None], head.shape.places, mode="area")[0].clamp_min(1e-4).log())
 
 
 @torch.inference_mode()
 def score_all(
     model: AdaptedDetector, films: npt.NDArray[np.uint8], contract: InputContract, batch_size: int = 16
 ) -> tuple[Floats, npt.NDArray[np.float32]]:
-    """Scores (N, 3) and maps (N, 3, h, w) of every branch through the whole tower, as serving computes them."""
+    """Scores (N, 4) and maps (N, 4, h, w) of every branch through the whole tower, as serving computes them."""
     model.eval()
     scores, maps = [], []
     for start in range(0, len(films), batch_size):
@@ -222,7 +260,7 @@ def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_]) -> Floats
 
 
 def patch_quantiles(maps: npt.NDArray[np.float32], weights: Floats) -> Floats:
-    """(N, 3, h, w) of normal films -> (4, QUANTILES): of each branch, and of their weighted ranks together."""
+    """(N, 4, h, w) of normal films -> (5, QUANTILES): of each branch, and of their weighted ranks together."""
     levels = np.linspace(0.0, 1.0, QUANTILES)
     tables = [np.quantile(maps[:, b].astype(np.float64), levels) for b in range(maps.shape[1])]
     return np.stack([*tables, np.quantile(mean_rank(maps, tables, weights), levels)])

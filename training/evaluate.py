@@ -18,7 +18,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,17 +39,20 @@ from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
 from training.chat_report import Questions, question_sections
+from training.finetune_anomaly import AnomalyRecipe, is_asked
 from training.finetune_chat import open_decoder
 from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
 from training.metrics import PatientBootstrap
 from training.phantom_check import phantom_section
+from training.recipe import fill
 from training.report import Report, Section, hardware, write_report
 from training.retrieval import retrieval_section
 from training.scoring import (
     Backbone,
     Running,
     Scored,
+    Scores,
     classify,
     embed_rows,
     labels_to_ask,
@@ -58,16 +61,18 @@ from training.scoring import (
     zero_shot,
 )
 from training.sections import Comparison, calibration, discrimination, subgroups
-from training.segmentation_report import Segmentation, segmentation_sections
+from training.segmentation_asked import Segmentation
+from training.segmentation_report import segmentation_sections
 
 ZERO_SHOT, CHAT = "zero-shot", "chat"
+UNET = "unet"  # the baseline of masks
 Log: TypeAlias = Callable[[str], None]
 ChatOpener: TypeAlias = Callable[[Checkpoint], ChatModel]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate. `baselines`: "hog", "cnn"; `min_count`: films a label needs with it and without it."""
+    """How to evaluate. `baselines`: "hog", "cnn", for masks "unet"; `min_count`: films a label needs with and without it."""
 
     baselines: tuple[str, ...] = ()
     baseline_cache: str = "runs/baselines"
@@ -84,8 +89,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in self.baselines:
-            if name not in TITLES:
-                raise InvalidRequest(f"unknown baseline {name!r}: known are {', '.join(TITLES)}", param="baselines")
+            if name not in (*TITLES, UNET):
+                raise InvalidRequest(f"unknown baseline {name!r}: known are {', '.join((*TITLES, UNET))}", param="baselines")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int) and value < (1 if item.name in ("resamples", "min_count", "batch_size") else 0):
@@ -214,9 +219,10 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
     job.log(f"running {adapter.card.name} on split {job.split!r}")
     opened = (job.backbone, adapter, job.manifest, job.split, options.running, options.resamples, options.seed)
     if task == segmentation.TASK:
-        return segmentation_sections(Segmentation(*opened))
+        cache = Path(options.baseline_cache) if UNET in options.baselines else None
+        return segmentation_sections(Segmentation(*opened, options.min_count, cache, job.log))
     if task == anomaly.TASK:
-        return anomaly_sections(Anomaly(*opened, options.min_count))
+        return anomaly_sections(Anomaly(*opened, options.min_count, lambda source: _supervised(job, adapter, source)))
     if task == chat_task.TASK:
         asked = (job.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
         return question_sections(Questions(*asked, options.resamples, options.seed, options.min_count))
@@ -254,7 +260,7 @@ def _compare(job: Job, source: str, rows: tuple[Row, ...], subject: Scored, labe
         return []
     asked = [question.label for question in questions]
     job.log(f"{source}: {len(rows)} films, {', '.join(asked)}")
-    baselines = [_baseline(job, name, source, asked) for name in job.options.baselines]
+    baselines = [_baseline(job, name, source, asked) for name in job.options.baselines if name in TITLES]
     comparison = Comparison(
         source,
         rows,
@@ -283,6 +289,16 @@ def _baseline(job: Job, name: str, source: str, labels: Sequence[str]) -> Scored
         report=job.log,
     )
     return Scored(name, {label: found.of(label) for label in labels}, is_probability=True, note=found.note)
+
+
+def _supervised(job: Job, adapter: Adapter, source: str) -> dict[str, Scores]:
+    """The baselines that learn "normal" as a label, on the rows that the adapter is asked about; larger is stranger."""
+    assert job.manifest is not None
+    recipe = fill(AnomalyRecipe, adapter.card.recipe, "the card's recipe")
+    asked = replace(job, manifest=job.manifest.select(lambda row: is_asked(row, recipe)))
+    normal = recipe.data.normal
+    names = [name for name in job.options.baselines if name in TITLES]
+    return {TITLES[name]: 1.0 - _baseline(asked, name, source, [normal]).scores[normal] for name in names}
 
 
 # --- chat ------------------------------------------------------------------------------------------------------------

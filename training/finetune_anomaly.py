@@ -28,8 +28,11 @@ from training.anomaly import (
     AnomalyTrainee,
     SortedFilms,
     choose_weights,
+    described_patches,
+    learn_usual,
     patch_quantiles,
     remember,
+    sampled,
     score_all,
     with_lesions,
 )
@@ -41,7 +44,7 @@ from training.finetune_recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRec
 from training.finetune_report import write_report
 from training.loop import Loop
 from training.manifest import Manifest, Row
-from training.segmentation import level_widths
+from training.segmentation import level_grids, level_widths
 from training.trunk_cache import film_cache
 
 _GENTLE = AugmentStrength(
@@ -54,15 +57,22 @@ class NormalDataRecipe(RowsRecipe):
     """normal: the label of normal films, every other labelled film being abnormal.
 
     use_abnormal: learn from the abnormal films of `train`; False leaves them to validation and test.
+    least_age: films of younger patients, where the age is known, are left out of everything.
+    held_out: rows of `train` and `val` that have this field, such as "boxes", are kept for the report alone.
     """
 
     normal: str = NORMAL_LABEL
     use_abnormal: bool = True
+    least_age: float = 0.0
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
 class AnomalyHeadRecipe:
-    """findings: what the text branch looks for; memory: patches kept, each of memory_width numbers."""
+    """findings: what the text branch looks for; memory: patches kept, each of memory_width numbers.
+
+    components: of normal patches, from which others are rebuilt.
+    """
 
     findings: tuple[str, ...] = (
         "effusion",
@@ -77,6 +87,7 @@ class AnomalyHeadRecipe:
     memory: int = 1024
     memory_width: int = 64
     memory_films: int = 1500
+    components: int = 16
 
 
 @dataclass(frozen=True)
@@ -109,8 +120,8 @@ class AnomalyRecipe:
             raise InvalidRequest("views.cached must be at least 1 for anomaly detection.", param="cached")
         if not self.head.findings:
             raise InvalidRequest("head.findings must name what the text branch looks for.", param="findings")
-        if min(self.head.memory, self.head.memory_width, self.head.memory_films) < 1:
-            raise InvalidRequest("head.memory, memory_width and memory_films must be at least 1.", param="memory")
+        if min(self.head.memory, self.head.memory_width, self.head.memory_films, self.head.components) < 1:
+            raise InvalidRequest("head.memory, memory_width, memory_films and components must be at least 1.", param="memory")
 
 
 Job = FinetuneJob[AnomalyRecipe]
@@ -118,8 +129,18 @@ Films = npt.NDArray[np.uint8]
 
 
 def anomaly_rows(rows: Manifest, recipe: AnomalyRecipe) -> Manifest:
-    """The labelled rows."""
-    return rows.select(lambda row: row.is_labelled)
+    """The labelled rows of patients old enough, without those of `train` and `val` that are kept for the report."""
+    return rows.select(
+        lambda row: (
+            is_asked(row, recipe) and (row.split == "test" or not (recipe.data.held_out and row.get(recipe.data.held_out)))
+        )
+    )
+
+
+def is_asked(row: Row, recipe: AnomalyRecipe) -> bool:
+    """Whether the row can be normal or not: it is labelled, and its patient old enough as far as is known."""
+    age = row.get("age")
+    return row.is_labelled and not (isinstance(age, int | float) and age < recipe.data.least_age)
 
 
 def train_anomaly(job: Job) -> FinetuneResult:
@@ -147,6 +168,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
+        round_learnt(model.head)
         scored = _finish(job, model, films, roles)
         head = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
         lora = model.weights()
@@ -155,7 +177,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
     card = job.card(
         (LABEL,),
         [*roles.train, *roles.train_abnormal, *roles.choose, *roles.choose_abnormal, *roles.reference],
-        head=asdict(model.head.shape) | {"level_widths": list(model.head.shape.level_widths)},
+        head=asdict(model.head.shape) | {name: list(getattr(model.head.shape, name)) for name in ("level_widths", "places")},
         metrics=tuple(metric for each in scored for metric in card_metrics(each, LABEL, tuple(BASELINES))),
     )
     card = replace(card, limits=(*card.limits, *_limits(roles, films)))
@@ -168,8 +190,18 @@ def train_anomaly(job: Job) -> FinetuneResult:
 def _new_head(job: Job, reference: int) -> AnomalyHead:
     recipe, widths = job.recipe.head, level_widths(job.backbone)
     last = (widths[-3], widths[-2], widths[-1])
-    shape = HeadShape(job.backbone.embed_dim, last, len(recipe.findings), recipe.memory, recipe.memory_width, reference)
-    head = AnomalyHead(shape)
+    head = AnomalyHead(
+        HeadShape(
+            job.backbone.embed_dim,
+            last,
+            len(recipe.findings),
+            recipe.memory,
+            recipe.memory_width,
+            reference,
+            components=min(recipe.components, recipe.memory_width),
+            places=level_grids(job.backbone)[-3],
+        )
+    )
     pairs = [prompt_pair(name) for name in recipe.findings]
     head.start_from_text(job.backbone, Prompts(tuple(p.positive for p in pairs), tuple(p.negative for p in pairs)))
     head.start_projection(job.recipe.seed)
@@ -203,11 +235,14 @@ def _films(job: Job, roles: Roles) -> dict[str, SortedFilms]:
 
 @torch.inference_mode()
 def _finish(job: Job, model: AdaptedDetector, films: Mapping[str, SortedFilms], roles: Roles) -> list[AnomalyScores]:
-    """Memory, weights, reference and quantiles, in this order; then the scores of `choose` (as val) and of test."""
+    """Memory, what is usual, weights, reference, quantiles, in this order; then the scores of `choose` (as val) and test."""
     recipe, contract = job.recipe, job.backbone.contract
     normals = films["train"].of(NORMAL)
     chosen = np.random.default_rng(recipe.seed).permutation(len(normals))[: recipe.head.memory_films]
-    remember(model, normals[np.sort(chosen)], contract, recipe.head.memory, recipe.seed)
+    remember(
+        model.head, sampled(described_patches(model, normals[np.sort(chosen)], contract), len(chosen), recipe.seed), recipe.seed
+    )
+    learn_usual(model, films["choose"].of(NORMAL), contract)
     choose, _ = score_all(model, films["choose"].pixels, contract)
     reference, maps = score_all(model, films["reference"].pixels, contract)
     weights = choose_weights(choose, films["choose"].is_abnormal)
@@ -252,6 +287,14 @@ def _counts(roles: Roles) -> dict[str, int]:
     return {name: len(rows) for name, rows in named.items() if rows}
 
 
+@torch.no_grad()
+def round_learnt(head: AnomalyHead) -> None:
+    """To float16, before anything is scored: what is measured is what is stored."""
+    for parameter in head.parameters():
+        parameter.copy_(parameter.half())
+
+
 def _halved(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Memory and projection were rounded to float16 when they were made: nothing changes by storing them so."""
-    return {name: head[name].half() for name in ("memory", "projection")}
+    """What was rounded to float16 when it was made: nothing changes by storing it so."""
+    learnt = ("memory", "projection", "laterals.", "patch.", "whole.")
+    return {name: tensor.half() for name, tensor in head.items() if name.startswith(learnt)}

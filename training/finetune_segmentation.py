@@ -16,8 +16,11 @@ import torch
 from adapters.card import AdapterCard, Metric
 from adapters.files import Adapter, write_adapter
 from adapters.lora import remove_lora
-from adapters.tasks.segmentation import TASK, Segmenter
+from adapters.tasks.segmentation import TASK, SegmentationResult, Segmenter
+from adapters.tasks.volume import VolumeSegmentation, segment_volume
 from foundation.errors import InvalidRequest, ManifestError
+from foundation.image import MedicalImage
+from foundation.readers import read_film
 from training.augment import AugmentStrength
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
@@ -32,10 +35,13 @@ from training.masks import (
     class_names,
     has_masks,
     load_masked,
+    load_volumes,
     mask_licence,
     read_masked,
+    with_unions,
 )
 from training.metrics import Statistic
+from training.phrases import Phrase, SpokenPhrases, check_phrases
 from training.segmentation import AdaptedSegmenter, SegmentationTrainee, level_widths
 from training.segmentation_scores import (
     DISTANCES,
@@ -45,6 +51,7 @@ from training.segmentation_scores import (
     mean_mask,
     ruler_of,
     score_masks,
+    spread_out,
     unit_of,
 )
 from training.trunk_cache import film_cache
@@ -56,26 +63,40 @@ _MOVED = AugmentStrength(
 
 @dataclass(frozen=True)
 class MaskDataRecipe(RowsRecipe):
-    """masks: where they are. film_height_mm: taken for films that carry no spacing; 0 measures those in pixels."""
+    """masks: where they are. film_height_mm: taken for films that carry no spacing; 0 measures those in pixels.
+
+    unions: names for several classes together, which are scored as well. context: volumes only; how many slices away
+    the neighbours are that each slice is shown with, 0 for none.
+    """
 
     masks: tuple[MaskRecipe, ...] = ()
     film_height_mm: float = 0.0
+    unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    context: int = 0
 
 
 @dataclass(frozen=True)
 class SegmentationViews:
-    """prompted: share of films shown with a point or a box; blanks: share replaced by a picture that holds nothing."""
+    """prompted: share of films shown with a point or a box; blanks: share replaced by a picture that holds nothing;
+    spoken: share of batches asked in the words of head.phrases.
+    """
 
     strength: AugmentStrength = field(default_factory=lambda: _MOVED)
     prompted: float = 0.3
     blanks: float = 0.04
+    spoken: float = 0.3
 
 
 @dataclass(frozen=True)
 class SegmentationHeadRecipe:
-    """templates: sentences whose mean embedding a class starts from."""
+    """templates: sentences whose mean embedding a class starts from. phrases: what free words mean.
+
+    parts: how many connected parts a class has at most; 0: any number.
+    """
 
     templates: tuple[str, ...] = ("{}", "the {}", "a film showing the {}")
+    phrases: tuple[Phrase, ...] = ()
+    parts: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,11 @@ class SegmentationRecipe:
     def __post_init__(self) -> None:
         if not self.data.masks:
             raise InvalidRequest("data.masks is empty: say which manifest field holds which classes.", param="masks")
-        for name in ("prompted", "blanks"):
+        check_phrases(self.head.phrases, class_names(self.data.masks))
+        odd = sorted({part for parts in self.data.unions.values() for part in parts} - set(class_names(self.data.masks)))
+        if odd:
+            raise InvalidRequest(f"data.unions name classes that data.masks do not hold: {', '.join(odd)}.", param="unions")
+        for name in ("prompted", "blanks", "spoken"):
             if not 0.0 <= getattr(self.views, name) <= 1.0:
                 raise InvalidRequest(f"views.{name} must lie from 0 to 1.", param=name)
 
@@ -123,6 +148,8 @@ def train_segmentation(job: Job) -> FinetuneResult:
         prompted=recipe.views.prompted,
         blanks=recipe.views.blanks,
         seed=recipe.seed,
+        phrases=SpokenPhrases(backbone, recipe.head.phrases, labels) if recipe.head.phrases else None,
+        spoken=recipe.views.spoken,
     )
     widths = level_widths(backbone)
     torch.manual_seed(recipe.seed)
@@ -131,7 +158,13 @@ def train_segmentation(job: Job) -> FinetuneResult:
         labels,
         [*films["train"].rows, *films["val"].rows],
         mask_licence,
-        head={"embed_dim": backbone.embed_dim, "level_widths": list(widths)},
+        head={
+            "context": recipe.data.context,
+            "embed_dim": backbone.embed_dim,
+            "level_widths": list(widths),
+            "parts": recipe.head.parts,
+            "unions": {name: list(parts) for name, parts in recipe.data.unions.items()},
+        },
         thresholds=(0.5,) * len(labels),
     )
     try:
@@ -155,7 +188,10 @@ def train_segmentation(job: Job) -> FinetuneResult:
 
 
 def load_films(job: Job, split: str) -> MaskedFilms:
+    """The films of a split; volumes as their slices."""
     rows, contract = job.rows.of(split), job.backbone.contract
+    if read_film(rows[0].image.read_bytes()).is_volume:
+        return load_volumes(rows, job.recipe.data.masks, contract, job.recipe.data.context)
     pixels = film_cache([row.image for row in rows], contract, job.cache, is_quiet=job.is_quiet)
     return load_masked(rows, job.recipe.data.masks, pixels, contract)
 
@@ -182,31 +218,40 @@ def card_metrics(split: str, ours: SegmentationScores, baseline: SegmentationSco
 def _score(
     job: Job, trainee: SegmentationTrainee, model: AdaptedSegmenter, films: MaskedFilms, card: AdapterCard
 ) -> SegmentationScores:
-    chances, presence = trainee.predict(model, films)
-    segmenter = Segmenter(card, model.head)
-    contract, masks = job.backbone.contract, job.recipe.data.masks
+    contract, data = job.backbone.contract, job.recipe.data
+    segmenter = Segmenter(card, model.head, data.unions, job.recipe.head.parts, data.context)
+    labels, rows = (*card.labels, *data.unions), tuple(dict.fromkeys(films.rows))
+    answers = zip(*trainee.predict(model, films), strict=True) if len(rows) == len(films.rows) else None  # None: volumes
+
+    def draw(film: MedicalImage) -> SegmentationResult | VolumeSegmentation:
+        if answers is None:
+            return segment_volume(segmenter, lambda pixels: model.features({"pixels": pixels}), film, contract)
+        return segmenter.result(*next(answers), (film.pixels.shape[1], film.pixels.shape[2]), contract)
 
     def pairs() -> Iterator[tuple[dict[str, Mask], dict[str, Mask], Ruler]]:
-        for row, chance, there in zip(films.rows, chances, presence, strict=True):
-            film, truth = read_masked(row, masks)
-            result = segmenter.result(chance, there, (film.pixels.shape[1], film.pixels.shape[2]), contract)
-            found = {label: result.mask(label) for label in card.labels}
-            yield found, truth, ruler_of(film, job.recipe.data.film_height_mm)
+        for row in rows:
+            film, truth = read_masked(row, data.masks)
+            result = draw(film)
+            found = {label: result.mask(label) for label in labels}
+            yield found, with_unions(truth, data.unions), ruler_of(film, data.film_height_mm)
 
-    return score_masks(card.labels, films.patients, pairs(), unit_of(job.recipe.data.film_height_mm))
+    return score_masks(labels, [row.patient_id for row in rows], pairs(), unit_of(data.film_height_mm))
 
 
 def _score_mean_mask(job: Job, films: Mapping[str, MaskedFilms], split: str) -> SegmentationScores:
     data, contract = job.recipe.data, job.backbone.contract
     labels, draw = class_names(data.masks), mean_mask(films["train"], films["val"])
+    rows = tuple(dict.fromkeys(films[split].rows))
 
     def pairs() -> Iterator[tuple[dict[str, Mask], dict[str, Mask], Ruler]]:
-        for row in films[split].rows:
+        for row in rows:
             film, truth = read_masked(row, data.masks)
-            drawn = draw(film.pixels.shape[1], film.pixels.shape[2], contract)
-            yield dict(zip(labels, drawn, strict=True)), truth, ruler_of(film, data.film_height_mm)
+            drawn = [spread_out(mask, film) for mask in draw(film.pixels.shape[1], film.pixels.shape[2], contract)]
+            found = with_unions(dict(zip(labels, drawn, strict=True)), data.unions)
+            yield found, with_unions(truth, data.unions), ruler_of(film, data.film_height_mm)
 
-    return score_masks(labels, films[split].patients, pairs(), unit_of(data.film_height_mm))
+    patients = [row.patient_id for row in rows]
+    return score_masks((*labels, *data.unions), patients, pairs(), unit_of(data.film_height_mm))
 
 
 def _check_classes(films: Mapping[str, MaskedFilms], labels: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adapters.tasks.volume import render_slice, volume_window
 from foundation.errors import FilmError, InvalidRequest, ManifestError
 from foundation.image import MedicalImage
 from foundation.preprocess import InputContract, fit_mask
@@ -32,11 +33,17 @@ class MaskRecipe:
     """Where masks are: the manifest's `field` holds a picture's path in rows that match `where`.
 
     classes: class name -> the picture's values that belong to it; an empty list means any value above zero.
+    sides: each class is two, "right NAME" and "left NAME" of the patient, told apart by where their parts lie.
     """
 
     field: str = "mask"
     where: tuple[str, ...] = ()
     classes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    sides: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{side}{name}" for name in self.classes for side in (("right ", "left ") if self.sides else ("",)))
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -62,7 +69,7 @@ class MaskedFilms:
 
 
 def class_names(recipes: Sequence[MaskRecipe]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for recipe in recipes for name in recipe.classes))
+    return tuple(dict.fromkeys(name for recipe in recipes for name in recipe.names))
 
 
 def has_masks(row: Row, recipes: Sequence[MaskRecipe]) -> bool:
@@ -76,22 +83,53 @@ def mask_licence(row: Row) -> str:
 
 
 def read_masked(row: Row, recipes: Sequence[MaskRecipe]) -> tuple[MedicalImage, dict[str, Mask]]:
-    """The row's film and its known masks (H, W). Raises ManifestError where a mask is missing or of another size."""
+    """The row's film and its known masks, (H, W), or (Z, H, W) of a volume.
+
+    Raises ManifestError where a mask is missing or of another size.
+    """
     film = read_film(row.image.read_bytes())
-    height, width = film.pixels.shape[1:3]
+    size = film.pixels.shape[0 if film.is_volume else 1 : 3]
     masks: dict[str, Mask] = {}
     for recipe in recipes:
         if not recipe.holds(row):
             continue
-        values = _values(row, recipe.field)
-        if values.shape != (height, width):
+        values = _values(row, recipe.field, film.is_volume)
+        if values.shape != size:
+            ours, theirs = (" x ".join(map(str, shape)) for shape in (values.shape, size))
             raise ManifestError(
-                f"row {row.number}: the mask in {recipe.field!r} has {values.shape[0]} x {values.shape[1]} pixels, the film "
-                f"{height} x {width}: store it at the film's size"
+                f"row {row.number}: the mask in {recipe.field!r} has {ours} pixels, the film {theirs}: "
+                "store it at the film's size"
             )
         for name, belonging in recipe.classes.items():
-            masks.setdefault(name, np.isin(values, list(belonging)) if len(belonging) else values > 0)
+            held = np.isin(values, list(belonging)) if len(belonging) else values > 0
+            parts = dict(zip(("right ", "left "), split_sides(held), strict=True)) if recipe.sides else {"": held}
+            for side, part in parts.items():
+                masks.setdefault(f"{side}{name}", part)
     return film, masks
+
+
+def with_unions(masks: Mapping[str, Mask], unions: Mapping[str, Sequence[str]]) -> dict[str, Mask]:
+    """The masks, and those of every union all of whose classes are among them."""
+    known = {name: parts for name, parts in unions.items() if all(part in masks for part in parts)}
+    return {**masks, **{name: np.any([masks[part] for part in parts], axis=0) for name, parts in known.items()}}
+
+
+def split_sides(mask: Mask) -> tuple[Mask, Mask]:
+    """The patient's right and left part of a paired organ (H, W), seen from the front: right is on the viewer's left.
+
+    Connected parts are told apart by their middles, on either side of the midline between the two largest.
+    """
+    from scipy.ndimage import center_of_mass, label
+
+    parts, count = label(mask)
+    if not count:
+        return mask, mask.copy()
+    sizes = np.bincount(parts.ravel())[1:]
+    middles = np.array([column for _, column in center_of_mass(mask, parts, range(1, count + 1))])
+    largest = np.argsort(-sizes)[:2]
+    midline = float(middles[largest].mean()) if len(largest) == 2 else (mask.shape[1] - 1) / 2
+    right = np.isin(parts, 1 + np.flatnonzero(middles < midline))
+    return np.asarray(right), np.asarray(mask & ~right)
 
 
 def check_masks(rows: Sequence[Row], recipes: Sequence[MaskRecipe]) -> None:
@@ -120,19 +158,36 @@ def load_masked(
     return MaskedFilms(tuple(rows), pixels, masks, known)
 
 
+def load_volumes(rows: Sequence[Row], recipes: Sequence[MaskRecipe], contract: InputContract, context: int) -> MaskedFilms:
+    """Every slice of every volume as a film of its own, shown with its neighbours; a volume's row stands once a slice."""
+    names = class_names(recipes)
+    pixels, masks, known, owners = [], [], [], []
+    for row, (image, held) in zip(rows, _read_all(rows, recipes), strict=True):
+        window = volume_window(image)
+        for place in range(image.slices):
+            pixels.append(render_slice(image, contract, place, window, context))
+            one = {name: fit_mask(mask[place] if image.is_volume else mask, contract) for name, mask in held.items()}
+            blank = np.zeros((contract.size, contract.size), np.uint8)
+            masks.append(np.stack([one.get(name, blank) for name in names]))
+            known.append([name in one for name in names])
+            owners.append(row)
+    return MaskedFilms(tuple(owners), np.stack(pixels), np.stack(masks), np.array(known))
+
+
 def _read_all(rows: Sequence[Row], recipes: Sequence[MaskRecipe]) -> Iterator[tuple[MedicalImage, dict[str, Mask]]]:
     for row in rows:
         yield read_masked(row, recipes)
 
 
-def _values(row: Row, name: str) -> npt.NDArray[np.int64]:
+def _values(row: Row, name: str, of_volume: bool) -> npt.NDArray[np.int64]:
     try:
         picture = read_film(_path(row, name).read_bytes())
     except FilmError as error:
         raise ManifestError(f"row {row.number}: the mask in {name!r} cannot be read: {error.message}") from error
-    if picture.is_color or picture.is_volume:
+    if picture.is_color or (picture.is_volume and not of_volume):
         raise ManifestError(f"row {row.number}: the mask in {name!r} must be one grey picture whose values are classes")
-    return np.asarray(picture.pixels[0].astype(np.int64))
+    values = picture.pixels.astype(np.int64)
+    return np.asarray(values if of_volume else values[0])
 
 
 def _path(row: Row, name: str) -> Path:

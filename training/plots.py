@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from training.metrics import Estimate, ReliabilityCurve
 from training.report import Plot
@@ -59,6 +63,38 @@ def curve_plot(
         axes.plot(x or range(1, len(values) + 1), values, marker="" if x else "o", markersize=4, linewidth=1, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(fontsize=7, frameon=False)
+    return Plot(name, title, _png(figure))
+
+
+@dataclass(frozen=True, eq=False)
+class FilmPicture:
+    """One film (H, W) in grey with a title; outlines (H, W) masks drawn as contours by name, heat (H, W) in 0..1 laid over."""
+
+    title: str
+    film: npt.NDArray[np.uint8]
+    outlines: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    heat: npt.NDArray[np.float32] | None = None
+
+
+def films_plot(name: str, title: str, pictures: Sequence[FilmPicture], columns: int) -> Plot:
+    """Films beside one another. NOTE: it shows films; call it `films-...`, which version control leaves out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.3 * columns, 2.7 * rows + 0.4), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, picture in zip(figure.subplots(rows, columns, squeeze=False).ravel(), pictures, strict=False):
+        axes.imshow(picture.film, cmap="gray", vmin=0, vmax=255)
+        if picture.heat is not None:
+            axes.imshow(picture.heat, cmap="inferno", vmin=0.5, vmax=1.0, alpha=np.clip(2 * picture.heat - 1, 0, 1) * 0.6)
+        for place, (_, mask) in enumerate(picture.outlines.items()):
+            if mask.any() and not mask.all():
+                axes.contour(mask, levels=[0.5], colors=[("tab:green", "tab:red", "tab:blue")[place % 3]], linewidths=0.8)
+        axes.set_title(picture.title, fontsize=7)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=9)
     return Plot(name, title, _png(figure))
 
 

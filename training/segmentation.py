@@ -1,7 +1,8 @@
 """Training of the segmentation task: what is shown, what is wanted, and how far off an answer is.
 
 Each film is augmented anew in every epoch, masks along with it. A share of films is shown with a point or a box
-(`prompted.py`), a small share is replaced by a picture that holds nothing, so that "nothing here" is learnt.
+(`prompted.py`), a small share is replaced by a picture that holds nothing, so that "nothing here" is learnt. A share of
+batches is asked in free words (`phrases.py`) in the place of classes, words for what is not there among them.
 Losses are MONAI's (Dice and cross-entropy), imported when the first loss is computed.
 """
 
@@ -25,6 +26,7 @@ from training.classification import patient_chances
 from training.finetune_job import TrainableBackbone
 from training.finetune_recipe import LoraRecipe
 from training.masks import MaskedFilms
+from training.phrases import SpokenPhrases
 from training.prompted import mark
 from training.trunk_cache import to_pixels, to_unit
 
@@ -43,8 +45,8 @@ class AdaptedSegmenter(AdaptedTower):
         super().__init__(backbone, lora, head)
 
     def forward(self, batch: Mapping[str, Any]) -> SegmentationOutput:
-        """batch: `pixels` (B, 3, S, S) and, where marks are given, `hints` (B, 3, S/2, S/2)."""
-        output: SegmentationOutput = self.head(self.features(batch), batch["pixels"], batch.get("hints"))
+        """batch: `pixels` (B, 3, S, S); where given, `hints` (B, 3, S/2, S/2) and text embeddings `phrases` (Q, E)."""
+        output: SegmentationOutput = self.head(self.features(batch), batch["pixels"], batch.get("hints"), batch.get("phrases"))
         return output
 
 
@@ -62,8 +64,11 @@ class SegmentationTrainee:
         prompted: float,
         blanks: float,
         seed: int,
+        phrases: SpokenPhrases | None = None,
+        spoken: float = 0.0,
     ) -> None:
         self.films, self.contract, self.strength = films, contract, strength
+        self.phrases, self.spoken = phrases, spoken if phrases is not None else 0.0
         self.batch_size, self.prompted, self.blanks, self.seed = batch_size, prompted, blanks, seed
         self.chances = patient_chances(films["train"].patients, patient_balance)
 
@@ -87,12 +92,16 @@ class SegmentationTrainee:
         for place, (_, seed) in enumerate(draws):
             random = np.random.default_rng(seed)
             if random.random() < self.blanks:
-                shown[place], target[place], known[place] = _nothing(shown[place], random), 0.0, True
+                shown[place], target[place], known[place] = nothing(shown[place], random, int(random.integers(3))), 0.0, True
             if random.random() < self.prompted:
                 marked = mark((target[place] > 0.5).numpy() & known[place].numpy()[:, None, None], random)
                 hints[place] = torch.from_numpy(marked.hints)
                 target[place] *= torch.from_numpy(marked.keep)
-        return {"pixels": to_pixels(shown, self.contract), "hints": hints, "target": target, "known": known}
+        batch = {"pixels": to_pixels(shown, self.contract), "hints": hints, "target": target, "known": known}
+        random = np.random.default_rng((draws[0][1], 1))
+        if self.phrases is not None and random.random() < self.spoken:
+            batch |= self.phrases.draw(target, known, random)
+        return batch
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
         output = model(batch)
@@ -152,12 +161,22 @@ def dice_and_entropy() -> Loss:
 
 
 def level_widths(backbone: TrainableBackbone) -> tuple[int, ...]:
-    """The channels of each level, found by showing the tower a black picture."""
+    """The channels of each level."""
+    return tuple(int(level.shape[1]) for level in _levels_of_black(backbone))
+
+
+def level_grids(backbone: TrainableBackbone) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) of each level."""
+    return tuple((int(level.shape[2]), int(level.shape[3])) for level in _levels_of_black(backbone))
+
+
+def _levels_of_black(backbone: TrainableBackbone) -> tuple[Tensor, ...]:
+    """Found by showing the tower a black picture."""
     size = backbone.contract.size
     device = next(backbone.image_tower.parameters()).device
     with torch.inference_mode():
-        output = backbone.image_tower(torch.zeros(1, 3, size, size, device=device))
-    return tuple(int(level.shape[1]) for level in output.levels)
+        levels: tuple[Tensor, ...] = backbone.image_tower(torch.zeros(1, 3, size, size, device=device)).levels
+    return levels
 
 
 def halved(masks: Tensor) -> Tensor:
@@ -172,9 +191,8 @@ def overlap(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> npt.N
     return np.asarray(np.divide(2.0 * both, either, out=np.full(both.shape, np.nan), where=either > 0))
 
 
-def _nothing(film: Tensor, random: np.random.Generator) -> Tensor:
-    """A picture (C, S, S) that holds nothing: one grey, noise, or the film's own tiles in disorder."""
-    kind = random.integers(3)
+def nothing(film: Tensor, random: np.random.Generator, kind: int) -> Tensor:
+    """A picture (C, S, S) that holds nothing: 0 one grey, 1 noise, 2 the film's own tiles in disorder."""
     if kind == 0:
         return torch.full_like(film, float(random.random()))
     if kind == 1:

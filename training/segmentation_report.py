@@ -1,35 +1,31 @@
-"""Sections of a report on a segmentation adapter: masks by class, beside the mean training mask, and what clicks add.
+"""Sections of a report on a segmentation adapter: masks by class beside the mean mask and a U-Net, in whom, and pictures.
 
-Films are scored in their own geometry, source by source; a class is scored on the films whose masks speak of it.
+Films are scored in their own geometry, source by source; a class is scored on the films whose masks speak of it. What
+clicks, boxes, words and empty films do is in `segmentation_prompts.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from adapters.files import Adapter
 from adapters.lora import load_weights, remove_lora
-from adapters.tasks.prompting import Point, Prompt
-from adapters.tasks.segmentation import Segmenter
+from adapters.tasks.segmentation import SegmentationResult, largest_parts
+from adapters.tasks.volume import VolumeSegmentation
 from foundation.errors import InvalidRequest
 from foundation.image import MedicalImage
-from foundation.preprocess import normalise, render
-from training.finetune_segmentation import SegmentationRecipe
-from training.manifest import Manifest, Row
-from training.masks import Mask, MaskRecipe, has_masks, load_masked, read_masked
+from foundation.preprocess import to_8bit, to_film
+from training.manifest import Row
+from training.masks import Mask, class_names, load_masked, load_volumes, with_unions
 from training.metrics import PatientBootstrap, Statistic, difference, weighted_mean
-from training.plots import curve_plot, interval_plot
-from training.recipe import fill
+from training.plots import FilmPicture, films_plot, interval_plot
 from training.report import Measure, Section
-from training.scoring import Backbone, Running
-from training.segmentation import overlap
+from training.sections import group_of
+from training.segmentation_asked import Segmentation, size_of
+from training.segmentation_prompts import prompt_sections
 from training.segmentation_scores import (
     DISTANCES,
     MEASURES,
@@ -39,40 +35,20 @@ from training.segmentation_scores import (
     mean_mask,
     ruler_of,
     score_masks,
+    spread_out,
     unit_of,
 )
 
-MEAN_MASK = "mean mask"
-CLICKS = 5
-CLICKED_FILMS = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What one report on masks has open."""
-
-    backbone: Backbone
-    adapter: Adapter
-    manifest: Manifest
-    split: str
-    running: Running
-    resamples: int
-    seed: int
-
-    @property
-    def recipe(self) -> SegmentationRecipe:
-        return fill(SegmentationRecipe, self.adapter.card.recipe, "the card's recipe")
-
-    @property
-    def masks(self) -> tuple[MaskRecipe, ...]:
-        return self.recipe.data.masks
-
-    def rows(self, split: str) -> tuple[Row, ...]:
-        return tuple(row for row in self.manifest.of(split) if has_masks(row, self.masks))
+MEAN_MASK, UNET = "mean mask", "U-Net"
+GROUPS = ("view", "sex", "age")
+SHOWN = 4  # pictures of the best and as many of the worst
+Found = Mapping[str, Mask]
+Draw = Callable[[int, Row, MedicalImage], Found]
+"""From a film's place among the rows, its row and the film to the masks found in it, by name."""
 
 
 def segmentation_sections(asked: Segmentation) -> list[Section]:
-    """Sections of each source of the split, then one on clicks. The backbone is left as it was."""
+    """Sections of each source of the split, pictures, then what marks and words add. The backbone is left as it was."""
     rows = asked.rows(asked.split)
     if not rows:
         raise InvalidRequest(
@@ -81,15 +57,75 @@ def segmentation_sections(asked: Segmentation) -> list[Section]:
         )
     load_weights(asked.backbone.image_tower, asked.adapter.lora)
     try:
-        ours = _score(asked, rows)
-        clicks = _clicks(asked, rows[:CLICKED_FILMS])
+        ours = _score(asked, rows, lambda _, row, film: _named(asked, asked.draw(film)))
+        films = [row for row in rows if not asked.read(row)[0].is_volume]
+        extras = [_pictures(asked, rows, ours), *prompt_sections(asked, films)] if films else []
     finally:
         remove_lora(asked.backbone.image_tower)
-    baseline = _score_mean_mask(asked, rows)
+    by = {asked.adapter.card.name: ours}
+    notes = []
+    if asked.unet_cache is not None and films:
+        by[UNET], note = _unet(asked, rows, asked.unet_cache)
+        notes.append(f"{UNET}: MONAI's, {note}.")
+    by[MEAN_MASK] = _mean_mask(asked, rows)
     sources = dict.fromkeys(str(row.get("source") or "films") for row in rows)
     places = {name: [n for n, row in enumerate(rows) if str(row.get("source") or "films") == name] for name in sources}
-    sections = [_source_section(asked, name, rows, where, ours, baseline) for name, where in places.items()]
-    return [*sections, *clicks]
+    sections = []
+    for name, where in places.items():
+        sections.append(_source_section(asked, name, rows, where, by, " ".join(notes)))
+        sections.append(_groups(asked, name, rows, where, ours))
+    return [section for section in (*sections, *extras) if section.measures or section.plots]
+
+
+def _named(asked: Segmentation, result: SegmentationResult | VolumeSegmentation) -> Found:
+    return {label: result.mask(label) for label in asked.labels}
+
+
+def _score(asked: Segmentation, rows: Sequence[Row], draw: Draw) -> SegmentationScores:
+    height = asked.recipe.data.film_height_mm
+
+    def pairs() -> Iterator[tuple[Found, Found, Ruler]]:
+        for place, row in enumerate(rows):
+            film, truth = asked.read(row)
+            yield draw(place, row, film), truth, ruler_of(film, height)
+
+    return score_masks(asked.labels, [row.patient_id for row in rows], pairs(), unit_of(height))
+
+
+def _mean_mask(asked: Segmentation, rows: Sequence[Row]) -> SegmentationScores:
+    contract, classes = asked.backbone.contract, class_names(asked.masks)
+    nothing = np.zeros((0,), np.uint8)  # the mean mask looks at no film
+    volumes = asked.read(rows[0])[0].is_volume
+
+    def load(split: str) -> Any:
+        if volumes:
+            return load_volumes(asked.rows(split), asked.masks, contract, 0)
+        return load_masked(asked.rows(split), asked.masks, nothing, contract)
+
+    mean = mean_mask(load("train"), load("val"))
+
+    def draw(_: int, row: Row, film: MedicalImage) -> Found:
+        drawn = [spread_out(mask, film) for mask in mean(*size_of(film), contract)]
+        return with_unions(dict(zip(classes, drawn, strict=True)), asked.recipe.data.unions)
+
+    return _score(asked, rows, draw)
+
+
+def _unet(asked: Segmentation, rows: Sequence[Row], cache: Path) -> tuple[SegmentationScores, str]:
+    from training.unet import unet_chances
+
+    contract, classes, parts = asked.backbone.contract, class_names(asked.masks), asked.recipe.head.parts
+    learnt = {split: asked.rows(split) for split in ("train", "val")}
+    chances, note = unet_chances(asked.recipe, contract, learnt, rows, cache, seed=asked.seed, log=asked.log)
+
+    def draw(place: int, _: Row, film: MedicalImage) -> Found:
+        drawn = [largest_parts(to_film(one, *size_of(film), contract) >= 0.5, parts) for one in chances[place]]
+        return with_unions(dict(zip(classes, drawn, strict=True)), asked.recipe.data.unions)
+
+    return _score(asked, rows, draw), note
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _source_section(
@@ -97,12 +133,13 @@ def _source_section(
     source: str,
     rows: Sequence[Row],
     places: Sequence[int],
-    ours: SegmentationScores,
-    baseline: SegmentationScores,
+    by: Mapping[str, SegmentationScores],
+    notes: str,
 ) -> Section:
     draws = PatientBootstrap([rows[place].patient_id for place in places], asked.resamples, asked.seed)
-    by = {asked.adapter.card.name: ours, MEAN_MASK: baseline}
-    measures, marks = [], {name: [] for name in by}  # type: ignore[var-annotated]
+    ours = by[asked.adapter.card.name]
+    measures: list[Measure] = []
+    marks: dict[str, list[Any]] = {name: [] for name in by}
     labels = [label for k, label in enumerate(ours.labels) if ours.there[places, k].any()]
     for label in labels:
         for name, scores in by.items():
@@ -113,14 +150,17 @@ def _source_section(
                 measures.append(Measure(shown, estimate, name, label, films=count, source=source))
                 if measure == "dice":
                     marks[name].append(estimate)
-        gain = difference(_of(ours, "dice", label, places), _of(baseline, "dice", label, places))
-        measures.append(Measure("dice gain", draws.estimate(gain), f"over {MEAN_MASK}", label, source=source))
+        for name, scores in by.items():
+            if scores is not ours:
+                gain = difference(_of(ours, "dice", label, places), _of(scores, "dice", label, places))
+                measures.append(Measure("dice gain", draws.estimate(gain), f"over {name}", label, source=source))
     plot = interval_plot(f"dice-{source}.png", f"{source}: Dice", labels, marks, axis="Dice", chance=None)
     note = (
         f"{len(places)} films of {draws.patients} patients, in each film's own geometry. Surface dice: share of the borders "
-        f"within {TOLERANCE_MM:g} of one another. {MEAN_MASK}: the mean training mask, the same for every film."
+        f"within {TOLERANCE_MM:g} {ours.unit} of one another. {MEAN_MASK}: the mean training mask, the same for every film. "
+        f"{notes}"
     )
-    return Section(f"{source}: masks", note, tuple(measures), rows=("label", "by"), columns=("name",), plots=(plot,))
+    return Section(f"{source}: masks", note.strip(), tuple(measures), rows=("label", "by"), columns=("name",), plots=(plot,))
 
 
 def _of(scores: SegmentationScores, measure: str, label: str, places: Sequence[int]) -> Statistic:
@@ -128,119 +168,41 @@ def _of(scores: SegmentationScores, measure: str, label: str, places: Sequence[i
     return lambda weights: weighted_mean(values, weights)
 
 
-@torch.inference_mode()
-def _features(asked: Segmentation, row: Row) -> tuple[MedicalImage, dict[str, Mask], Any, Tensor]:
-    film, truth = read_masked(row, asked.masks)
-    contract = asked.backbone.contract
-    pixels = torch.from_numpy(normalise(render(film, contract), contract))[None].to(asked.running.device)
-    with asked.running.autocast():
-        return film, truth, asked.backbone.encode_image(pixels), pixels
+def _groups(asked: Segmentation, source: str, rows: Sequence[Row], places: Sequence[int], ours: SegmentationScores) -> Section:
+    """Dice of unions (of every class where there are none) among films of one view, sex and age band."""
+    measures, by = [], asked.adapter.card.name
+    for label in asked.recipe.data.unions or asked.adapter.card.labels:
+        there = ours.there[:, ours.labels.index(label)]
+        for name in GROUPS:
+            for value in sorted({group_of(rows[place], name) for place in places} - {""}):
+                among = [place for place in places if group_of(rows[place], name) == value and there[place]]
+                if len(among) >= asked.min_count:
+                    draws = PatientBootstrap([rows[place].patient_id for place in among], asked.resamples, asked.seed)
+                    for measure in ("dice", "hd95"):
+                        estimate = draws.estimate(_of(ours, measure, label, among))
+                        group = f"{name}={value}"
+                        measures.append(Measure(measure, estimate, by, label, group, len(among), source=source))
+    return Section(f"{source}: masks, in whom", "", tuple(measures), rows=("label", "group"), columns=("name",))
 
 
-def _score(asked: Segmentation, rows: Sequence[Row]) -> SegmentationScores:
-    segmenter = _open(asked)
-
-    def pairs() -> Iterator[tuple[dict[str, Mask], dict[str, Mask], Ruler]]:
-        for row in rows:
-            film, truth, features, pixels = _features(asked, row)
-            size = (film.pixels.shape[1], film.pixels.shape[2])
-            [result] = segmenter(features, pixels, [size], asked.backbone.contract)
-            found = {label: result.mask(label) for label in result.labels}
-            yield found, truth, ruler_of(film, asked.recipe.data.film_height_mm)
-
-    height = asked.recipe.data.film_height_mm
-    return score_masks(asked.adapter.card.labels, [row.patient_id for row in rows], pairs(), unit_of(height))
-
-
-def _score_mean_mask(asked: Segmentation, rows: Sequence[Row]) -> SegmentationScores:
-    contract, height = asked.backbone.contract, asked.recipe.data.film_height_mm
-    nothing = np.zeros((0,), np.uint8)  # the mean mask looks at no film
-    train, val = (load_masked(asked.rows(split), asked.masks, nothing, contract) for split in ("train", "val"))
-    draw, labels = mean_mask(train, val), asked.adapter.card.labels
-
-    def pairs() -> Iterator[tuple[dict[str, Mask], dict[str, Mask], Ruler]]:
-        for row in rows:
-            film, truth = read_masked(row, asked.masks)
-            drawn = draw(film.pixels.shape[1], film.pixels.shape[2], contract)
-            yield dict(zip(labels, drawn, strict=True)), truth, ruler_of(film, height)
-
-    return score_masks(labels, [row.patient_id for row in rows], pairs(), unit_of(height))
+def _pictures(asked: Segmentation, rows: Sequence[Row], ours: SegmentationScores) -> Section:
+    """The films with the best and the worst mean Dice; the true border green, the drawn one red."""
+    dice = np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in ours.values["dice"]])
+    order = [place for place in np.argsort(-dice, kind="stable").tolist() if np.isfinite(dice[place])]
+    worst = [place for place in order[::-1][:SHOWN] if place not in order[:SHOWN]][::-1]
+    pictures = []
+    for place in [*order[:SHOWN], *worst]:
+        film, truth = asked.read(rows[place])
+        if not film.is_volume:
+            found = _named(asked, asked.draw(film))
+            known = [label for label in asked.labels if label in truth]
+            outlines = {"true": _joined(truth, known), "drawn": _joined(found, known)}
+            grey = to_8bit(film)
+            title = f"{rows[place].get('source') or ''} Dice {dice[place]:.3f}"
+            pictures.append(FilmPicture(title, grey if grey.ndim == 2 else grey[..., 0], outlines))
+    plot = films_plot("films-best-worst.png", "Best and worst: true borders green, drawn red", pictures, SHOWN)
+    return Section("Pictures", "Real films: keep this picture where the films may be kept.", plots=(plot,))
 
 
-# --- clicks ----------------------------------------------------------------------------------------------------------
-
-
-def _clicks(asked: Segmentation, rows: Sequence[Row]) -> list[Section]:
-    """Dice over the number of clicks, each where the answer so far is most wrong; the aim is one part of one class."""
-    if not asked.recipe.views.prompted:
-        return []
-    segmenter = _open(asked)
-    curves: list[list[float]] = []
-    patients: list[str] = []
-    for row in rows:
-        film, truth, features, pixels = _features(asked, row)
-        for label, mask in truth.items():
-            part = _largest_part(mask)
-            if part.any():
-                curves.append(_click_through(segmenter, asked, label, part, film, features, pixels))
-                patients.append(row.patient_id)
-    if not curves:
-        return []
-    table = np.array(curves)
-    draws = PatientBootstrap(patients, asked.resamples, asked.seed)
-    measures = tuple(
-        Measure("dice", draws.estimate(_column(table, k)), asked.adapter.card.name, f"{k + 1} clicks", films=len(table))
-        for k in range(CLICKS)
-    )
-    plot = curve_plot("clicks.png", "Dice over clicks", "clicks", "Dice", {"largest part": table.mean(axis=0).tolist()})
-    note = f"The largest connected part of each mask in {len(rows)} films; each click falls where the answer is most wrong."
-    return [Section("What clicks add", note, measures, rows=("label",), columns=("name",), plots=(plot,))]
-
-
-def _column(table: npt.NDArray[np.float64], k: int) -> Statistic:
-    return lambda weights: weighted_mean(table[:, k], weights)
-
-
-def _click_through(
-    segmenter: Segmenter, asked: Segmentation, label: str, part: Mask, film: MedicalImage, features: Any, pixels: Tensor
-) -> list[float]:
-    size = (film.pixels.shape[1], film.pixels.shape[2])
-    points: tuple[Point, ...] = ()
-    found, dice = np.zeros(size, bool), []
-    for _ in range(CLICKS):
-        points = (*points, next_click(found, part))
-        [result] = segmenter(features, pixels, [size], asked.backbone.contract, [Prompt(points)])
-        found = result.mask(label)
-        dice.append(float(np.nan_to_num(overlap(found, part))))
-    return dice
-
-
-def next_click(found: Mask, truth: Mask) -> Point:
-    """The middle of the largest part that is wrong; inside where it is missing, outside where it is too much.
-
-    The first click, on an empty answer, is the middle of the truth. An exact answer is clicked there again.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    missing, surplus = _largest_part(truth & ~found), _largest_part(found & ~truth)
-    wrong = surplus if surplus.sum() > missing.sum() and found.any() else missing
-    if not wrong.any():
-        wrong = truth
-    depth = distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Point(float(row) + 0.5, float(column) + 0.5, wrong is not surplus)
-
-
-def _largest_part(mask: Mask) -> Mask:
-    from scipy.ndimage import label
-
-    parts, count = label(mask)
-    if not count:
-        return np.zeros(mask.shape, bool)
-    return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
-
-
-def _open(asked: Segmentation) -> Segmenter:
-    segmenter = Segmenter.open(asked.adapter.card, asked.adapter.head)
-    segmenter.head.to(asked.running.device)
-    return segmenter
+def _joined(masks: Found, labels: Sequence[str]) -> Mask:
+    return np.asarray(np.any([masks[label] for label in labels], axis=0))

@@ -27,9 +27,12 @@ TOLERANCE_MM = 3.0
 
 @dataclass(frozen=True)
 class Ruler:
-    """(row, column) spacing of one film's pixels in millimetres; `is_known` False where it had to be assumed."""
+    """(row, column) spacing of one film's pixels in millimetres, of a volume (slice, row, column).
 
-    spacing_mm: tuple[float, float]
+    `is_known` is False where it had to be assumed.
+    """
+
+    spacing_mm: tuple[float, ...]
     is_known: bool
 
 
@@ -67,15 +70,18 @@ class SegmentationScores:
 
 
 def ruler_of(film: MedicalImage, film_height_mm: float) -> Ruler:
-    if film.spacing_mm is not None and min(film.spacing_mm[1:]) > 0:
-        return Ruler((film.spacing_mm[1], film.spacing_mm[2]), True)
+    given = film.spacing_mm if film.is_volume else (film.spacing_mm or ())[1:]
+    if given and min(given) > 0:
+        return Ruler(tuple(given), True)
+    if film.is_volume:
+        return Ruler((1.0, 1.0, 1.0), False)
     side = film_height_mm / film.pixels.shape[1] if film_height_mm else 1.0
     return Ruler((side, side), False)
 
 
 def unit_of(film_height_mm: float) -> str:
-    """What distances are in where films carry no spacing of their own."""
-    return "mm" if film_height_mm else "mm, or pixels of films without spacing"
+    """What distances are in."""
+    return "mm" if film_height_mm else "mm, pixels where spacing is unknown"
 
 
 def score_masks(
@@ -99,10 +105,10 @@ def score_masks(
     return SegmentationScores(tuple(labels), tuple(patients), values, known, there, drawn, unit)
 
 
-def compare(found: Mask, truth: Mask, spacing_mm: tuple[float, float]) -> dict[str, float]:
-    """All measures of one mask; of an empty answer Dice is 0 and every distance the film's diagonal."""
+def compare(found: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> dict[str, float]:
+    """All measures of one mask (H, W) or (Z, H, W); of an empty answer Dice is 0 and every distance the diagonal."""
     if not found.any():
-        diagonal = float(np.hypot(truth.shape[0] * spacing_mm[0], truth.shape[1] * spacing_mm[1]))
+        diagonal = float(np.linalg.norm(np.array(truth.shape) * np.array(spacing_mm)))
         return dict(zip(MEASURES, (0.0, diagonal, diagonal, 0.0), strict=True))
     import torch
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
@@ -112,7 +118,7 @@ def compare(found: Mask, truth: Mask, spacing_mm: tuple[float, float]) -> dict[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an option that it passes to itself
         return {
-            "dice": float(overlap(found, truth)),
+            "dice": float(overlap(found.reshape(1, -1), truth.reshape(1, -1))),
             "hd95": float(compute_hausdorff_distance(ours, theirs, percentile=95, **given)),
             "surface distance": float(compute_average_surface_distance(ours, theirs, symmetric=True, **given)),
             "surface dice": float(compute_surface_dice(ours, theirs, [TOLERANCE_MM], **given)),
@@ -134,3 +140,8 @@ def mean_mask(train: MaskedFilms, val: MaskedFilms) -> Callable[[int, int, Input
     return lambda height, width, contract: [
         to_film(mean, height, width, contract) >= cut for mean, cut in zip(means, cuts, strict=True)
     ]
+
+
+def spread_out(mask: Mask, film: MedicalImage) -> Mask:
+    """A mask (H, W) as it is for a film, for a volume the same in every slice."""
+    return np.broadcast_to(mask, film.pixels.shape[:3]) if film.is_volume else mask

@@ -1,31 +1,32 @@
 """The anomaly task: how strange a film is among normal ones, as a p-value, and where.
 
-    text      patches and film compared with what findings are called            no training at all
-    memory    distance of each patch to the nearest of many normal patches       a handful of normal films
-    trained   a small map over the last two levels                               abnormal or synthetic films
+    text            patches and film compared with what findings are called      no training at all
+    memory          distance of each patch to the nearest of many normal ones    a handful of normal films
+    reconstruction  what normal patches' main components cannot rebuild          a handful of normal films
+    trained         a small map over the last two levels                         abnormal or synthetic films
 
-Each branch gives a map (B, h, w) and a score for the film. `reference.py` fuses the scores by their ranks among held-out
-normal films. The heat map is fused likewise: 0.95 means that 95 % of the patches of normal films are less strange.
-Sources: Zhou 2024 (AnomalyCLIP), Roth 2022 (PatchCore: greedy coreset of locally averaged patch features).
+Each branch gives a map (B, h, w) and a score for the film. A map is taken relative to what is usual at each place of normal
+films. `reference.py` fuses the scores by their ranks among held-out normal films. The heat map is fused likewise: 0.95
+means that 95 % of the patches of normal films are less strange. Sources: Zhou 2024 (AnomalyCLIP), Roth 2022 (PatchCore:
+greedy coreset of locally averaged patch features), Yang 2020 (DFR: rebuilding of deep features, here linear).
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from adapters.card import AdapterCard
 from adapters.tasks.classification import EncodesText, Prompts, mean_text
+from adapters.tasks.heat import heat_png
 from adapters.tasks.heads import bind_head, head_options, standardised
 from adapters.tasks.reference import NormalReference
 from foundation.errors import AdapterRefused
@@ -33,7 +34,7 @@ from foundation.preprocess import InputContract, to_film
 
 TASK = "anomaly"
 LABEL = "anomaly"
-BRANCHES = ("text", "memory", "trained")
+BRANCHES = ("text", "memory", "reconstruction", "trained")
 QUANTILES = 257
 TRAINED_WIDTH = 32
 TOP_SHARE = 0.08  # of the patches: their mean is the film's score
@@ -55,7 +56,10 @@ class HasPlaces(Protocol):
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The sizes of a head's tensors; what a card records. level_widths: of the last three levels."""
+    """The sizes of a head's tensors; what a card records. level_widths: of the last three levels.
+
+    components: of normal patches, that rebuild others. places: (h, w) of what is usual where, (1, 1) being everywhere.
+    """
 
     embed_dim: int
     level_widths: tuple[int, int, int]
@@ -63,11 +67,13 @@ class HeadShape:
     memory: int
     memory_width: int
     reference: int
+    components: int = 1
+    places: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
 class AnomalyOutput:
-    """maps (B, 3, h, w) and films (B, 3): one for each of BRANCHES, larger is stranger; not yet comparable."""
+    """maps (B, 4, h, w) and films (B, 4): one for each of BRANCHES, larger is stranger; not yet comparable."""
 
     maps: Tensor
     films: Tensor
@@ -79,6 +85,10 @@ class AnomalyHead(nn.Module):
     text: Tensor
     projection: Tensor
     memory: Tensor
+    centre: Tensor
+    components: Tensor
+    usual: Tensor
+    log_spread: Tensor
     reference: Tensor
     weights: Tensor
     quantiles: Tensor
@@ -92,19 +102,32 @@ class AnomalyHead(nn.Module):
         self.register_buffer("text", torch.zeros(shape.findings, shape.embed_dim))
         self.register_buffer("projection", torch.zeros(sum(shape.level_widths[:2]), shape.memory_width))
         self.register_buffer("memory", torch.zeros(shape.memory, shape.memory_width + 2))
+        self.register_buffer("centre", torch.zeros(shape.memory_width))
+        self.register_buffer("components", torch.zeros(shape.memory_width, shape.components))
+        self.register_buffer("usual", torch.zeros(len(BRANCHES), *shape.places))
+        self.register_buffer("log_spread", torch.zeros(len(BRANCHES), *shape.places))
         self.register_buffer("reference", torch.zeros(shape.reference, len(BRANCHES)))
         self.register_buffer("weights", torch.ones(len(BRANCHES)))
         self.register_buffer("quantiles", torch.zeros(len(BRANCHES) + 1, QUANTILES))
 
     def forward(self, features: HasPlaces, patches: Tensor) -> AnomalyOutput:
         """patches (B, N, E): the backbone's patch embeddings, in the space of texts."""
+        maps, overall, trained = self.raw(features, patches)
+        maps = (maps - self.usual) * torch.exp(-self.log_spread)
+        text, memory, rebuilt = (top_mean(maps[:, branch]) for branch in range(3))
+        return AnomalyOutput(maps, torch.stack([overall + text, memory, rebuilt, trained], dim=1))
+
+    def raw(self, features: HasPlaces, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps (B, 4, h, w) as the branches give them, on the grid of the third level from the end.
+
+        Beside them (B,) each: that any finding is there by the film's own embedding, and the trained branch's film logits.
+        """
+        described = self.describe(features)
         trained_map, trained = self.trained(features)
         text_map = (patches.float() @ self.text.T).amax(dim=-1).unflatten(1, features.grid)  # (B, h', w')
-        text_map = _resized(text_map, trained_map)
-        remembered = _resized(self.distances(features), trained_map)
-        overall = -F.logsigmoid(-(features.embedding.float() @ self.text.T)).sum(dim=-1)  # that any finding is present
-        films = torch.stack([overall + top_mean(text_map), top_mean(remembered), trained], dim=1)
-        return AnomalyOutput(torch.stack([text_map, remembered, trained_map], dim=1), films)
+        maps = [text_map, self.distances(described), self.residuals(described), trained_map]
+        overall = -F.logsigmoid(-(features.embedding.float() @ self.text.T)).sum(dim=-1)
+        return torch.stack([_resized(one, described[..., 0]) for one in maps], dim=1), overall, trained
 
     def trained(self, features: HasPlaces) -> tuple[Tensor, Tensor]:
         """Patch logits (B, h, w) on the grid of the last level but one, and film logits (B,)."""
@@ -123,10 +146,14 @@ class AnomalyHead(nn.Module):
         place = torch.stack([rows, columns], dim=-1).expand(B, -1, -1, -1)
         return torch.cat([F.normalize(shown, dim=-1), PLACE_WEIGHT * place], dim=-1)
 
-    def distances(self, features: HasPlaces) -> Tensor:
-        """(B, h, w): distance of each patch to the nearest one in memory."""
-        described = self.describe(features)
+    def distances(self, described: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w): distance of each patch to the nearest one in memory."""
         return torch.cdist(described.flatten(0, 2), self.memory).amin(dim=1).view(described.shape[:3])
+
+    def residuals(self, described: Tensor) -> Tensor:
+        """(B, h, w, D) -> (B, h, w): length of what is left of each patch when the components have rebuilt it."""
+        shown = described[..., : self.shape.memory_width] - self.centre
+        return (shown - shown @ self.components @ self.components.T).norm(dim=-1)
 
     @torch.no_grad()
     def start_from_text(self, backbone: EncodesText, prompts: Prompts) -> None:
@@ -165,11 +192,11 @@ class AnomalyResult:
 
     def heat_png(self) -> tuple[bytes, tuple[float, float]]:
         """A 16-bit grey PNG and the values that its 0 and 65535 stand for."""
-        low, high = float(self.heat.min()), float(self.heat.max())
-        levels = np.rint((self.heat - low) / ((high - low) or 1.0) * 65535).astype(np.uint16)
-        target = io.BytesIO()
-        Image.fromarray(levels).save(target, "PNG")
-        return target.getvalue(), (low, high)
+        return heat_png(self.heat)
+
+    def placed(self, film: tuple[int, int], contract: InputContract) -> AnomalyResult:
+        """The same with the heat of the model's square laid over a film of (height, width)."""
+        return replace(self, heat=to_film(self.heat, *film, contract))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +209,14 @@ class Detector:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Detector:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        options: dict[str, Any] = head_options(card, TASK, tuple(HeadShape.__dataclass_fields__))
+        sizes = set(HeadShape.__dataclass_fields__) - {"components", "places"}
+        options: dict[str, Any] = head_options(card, TASK, tuple(sizes), {"components": 1, "places": [1, 1]})
         widths = tuple(int(width) for width in options.pop("level_widths"))
+        rows, columns = (int(count) for count in options.pop("places"))
         if len(widths) != 3 or not int(options["reference"]):
             raise AdapterRefused("The card's head needs three level_widths and at least one reference film.")
-        head = AnomalyHead(HeadShape(level_widths=widths, **{name: int(value) for name, value in options.items()}))
+        whole = {name: int(value) for name, value in options.items()}
+        head = AnomalyHead(HeadShape(level_widths=widths, places=(rows, columns), **whole))
         return cls(card, bind_head(head, tensors))
 
     @property
@@ -198,19 +228,21 @@ class Detector:
         self, features: HasPlaces, patches: Tensor, films: Sequence[tuple[int, int]], contract: InputContract
     ) -> list[AnomalyResult]:
         """One result per row; films: each film's (height, width)."""
+        return [one.placed(film, contract) for one, film in zip(self.judge(features, patches), films, strict=True)]
+
+    @torch.no_grad()
+    def judge(self, features: HasPlaces, patches: Tensor) -> list[AnomalyResult]:
+        """One result per row, its heat (h, w) still over the model's square."""
         output = self.head(features, patches)
         scores, reference = _double(output.films), self.reference
         p_values, branches = reference.p_values(scores), reference.branch_p(scores)
         heat = self.heat(output.maps.float().cpu().numpy())
         normals = len(reference.scores)
         named = [dict(zip(BRANCHES, own, strict=True)) for own in branches.tolist()]
-        return [
-            AnomalyResult(float(p), own, to_film(one, *film, contract), normals)
-            for p, own, one, film in zip(p_values, named, heat, films, strict=True)
-        ]
+        return [AnomalyResult(float(p), own, one, normals) for p, own, one in zip(p_values, named, heat, strict=True)]
 
     def heat(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(B, 3, h, w) -> (B, h, w): the rank of the branches' weighted ranks among those of normal patches."""
+        """(B, 4, h, w) -> (B, h, w): the rank of the branches' weighted ranks among those of normal patches."""
         *tables, fused = _double(self.head.quantiles)
         ranks = mean_rank(maps, tables, _double(self.head.weights))
         return np.asarray(np.interp(ranks, fused, np.linspace(0.0, 1.0, QUANTILES)), dtype=np.float32)
@@ -219,7 +251,7 @@ class Detector:
 def mean_rank(
     maps: npt.NDArray[np.float32], tables: Sequence[npt.NDArray[np.float64]], weights: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """(B, 3, h, w) -> (B, h, w): each branch's rank among normal patches, whose quantiles `tables` hold, averaged."""
+    """(B, 4, h, w) -> (B, h, w): each branch's rank among normal patches, whose quantiles `tables` hold, averaged."""
     levels = np.linspace(0.0, 1.0, QUANTILES)
     ranks = [np.interp(maps[:, b], table, levels) for b, table in enumerate(tables)]
     return np.asarray(np.average(ranks, axis=0, weights=weights))

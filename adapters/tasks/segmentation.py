@@ -6,15 +6,16 @@
     mask_k      = x . query_k            query_k: the class's text vector through a linear map
     presence_k  = is there any of it?    below its threshold the mask is emptied
 
-Points and boxes (`prompting.py`) enter as hints: they are added at every resolution, and what x holds under them joins
-the queries. Without hints all of that is exactly zero, and the whole of each class is meant.
+A class starts from the words of its name and goes on learning; a phrase in free words takes its place by its text
+embedding (`Segmenter.ask`). Points and boxes (`prompting.py`) enter as hints: they are added at every resolution, and
+what x holds under them joins the queries. Without hints all of that is exactly zero, and the whole of each class is meant.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ from adapters.tasks.classification import EncodesText, mean_text
 from adapters.tasks.heads import bind_head, head_options, standardised
 from adapters.tasks.prompting import CHANNELS, Prompt, draw_prompt
 from adapters.tasks.rle import to_rle
-from foundation.errors import InvalidRequest
+from foundation.errors import AdapterRefused, InvalidRequest
 from foundation.preprocess import InputContract, placement, to_film
 
 TASK = "segmentation"
@@ -73,10 +74,15 @@ class SegmentationHead(nn.Module):
         self.presence_query = nn.Linear(embed_dim, C)
         self.presence_pointed = nn.Linear(CHANNELS * C_fine, C, bias=False)
         self.presence_scale = nn.Parameter(torch.ones(2))
-        self.presence_bias = nn.Parameter(torch.zeros(labels))
+        self.presence_bias = nn.Linear(embed_dim, 1)
 
-    def forward(self, features: HasLevels, pixels: Tensor, hints: Tensor | None = None) -> SegmentationOutput:
-        """pixels (B, 3, S, S), normalised; hints (B, 3, S/2, S/2) or None."""
+    def forward(
+        self, features: HasLevels, pixels: Tensor, hints: Tensor | None = None, phrases: Tensor | None = None
+    ) -> SegmentationOutput:
+        """pixels (B, 3, S, S), normalised; hints (B, 3, S/2, S/2) or None.
+
+        phrases: text embeddings (Q, E) asked for in the place of the K classes.
+        """
         shallow = self.shallow(pixels.float())  # (B, 16, S/2, S/2)
         fine = self.fine(shallow)  # (B, C_fine, S/4, S/4)
         coarse, x = self._descend(features.levels, hints)
@@ -84,7 +90,8 @@ class SegmentationHead(nn.Module):
         x = self.join_shallow(torch.cat([_resize(x, shallow), shallow], dim=1))
         if hints is not None:
             x = x + self.hint_fine(hints)
-        text = F.layer_norm(self.text, self.text.shape[-1:])  # (K, E)
+        text = self.text if phrases is None else phrases.float()
+        text = F.layer_norm(text, text.shape[-1:])  # (K, E)
         query = self.query(text).expand(x.shape[0], -1, -1)  # (B, K, C_fine)
         sought = self.presence_query(text).expand(x.shape[0], -1, -1)
         if hints is not None:
@@ -94,7 +101,8 @@ class SegmentationHead(nn.Module):
         masks = torch.einsum("bkc,bchw->bkhw", query, x) + self.bias(text).view(1, -1, 1, 1)
         best = F.avg_pool2d(masks, max(1, masks.shape[-1] // 12)).amax(dim=(2, 3))
         seen = torch.einsum("bkc,bc->bk", sought, coarse.mean(dim=(2, 3)))
-        return SegmentationOutput(masks, self.presence_scale[0] * best + self.presence_scale[1] * seen + self.presence_bias)
+        usual = self.presence_bias(text).view(1, -1)
+        return SegmentationOutput(masks, self.presence_scale[0] * best + self.presence_scale[1] * seen + usual)
 
     @torch.no_grad()
     def start_from_text(self, backbone: EncodesText, labels: Sequence[str], templates: Sequence[str]) -> None:
@@ -123,20 +131,27 @@ class SegmentationHead(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class SegmentationResult:
-    """What the task says about one film; masks (K, H, W) in the film's own pixels, emptied where nothing was found."""
+    """What the task says about one film; masks (K, H, W) in the film's own pixels, emptied where nothing was found.
+
+    unions: names for several classes together, for which `mask`, `rle`, `png` and `area_mm2` can be asked as well.
+    """
 
     labels: tuple[str, ...]
     masks: npt.NDArray[np.bool_]
     presence: npt.NDArray[np.float64]  # (K,) probability that there is any of the class
     thresholds: npt.NDArray[np.float64]  # (K,) on presence
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def found(self) -> tuple[str, ...]:
         return tuple(label for label, mask in zip(self.labels, self.masks, strict=True) if mask.any())
 
     def mask(self, label: str) -> npt.NDArray[np.bool_]:
+        if label in self.unions:
+            return np.asarray(np.any([self.mask(part) for part in self.unions[label]], axis=0))
         if label not in self.labels:
-            raise InvalidRequest(f"There is no class {label!r} here; known are {', '.join(self.labels)}.", param="label")
+            known = ", ".join((*self.labels, *self.unions))
+            raise InvalidRequest(f"There is no class {label!r} here; known are {known}.", param="label")
         return np.asarray(self.masks[self.labels.index(label)])
 
     def rle(self, label: str) -> dict[str, object]:
@@ -156,18 +171,31 @@ class SegmentationResult:
 
 @dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A head with its card: features and pixels in, masks in each film's geometry out."""
+    """A head with its card: features and pixels in, masks in each film's geometry out.
+
+    parts: how many connected parts a class can have, the largest being kept; 0: any number. context: how many slices away
+    the neighbours are that a volume's slice is shown with (`volume.py`); 0: it was taught on single pictures.
+    """
 
     card: AdapterCard
     head: SegmentationHead
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parts: int = 0
+    context: int = 0
 
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Segmenter:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        options: dict[str, Any] = head_options(card, TASK, ("embed_dim", "level_widths"))
+        options: dict[str, Any] = head_options(
+            card, TASK, ("embed_dim", "level_widths"), {"context": 0, "parts": 0, "unions": {}}
+        )
         widths = [int(width) for width in options["level_widths"]]
+        unions = {str(name): tuple(map(str, parts)) for name, parts in dict(options["unions"]).items()}
+        odd = sorted({part for parts in unions.values() for part in parts} - set(card.labels))
+        if odd:
+            raise AdapterRefused(f"The card's unions name classes that it does not have: {', '.join(odd)}.")
         head = SegmentationHead(len(card.labels), int(options["embed_dim"]), widths)
-        return cls(card, bind_head(head, tensors))
+        return cls(card, bind_head(head, tensors), unions, int(options["parts"]), int(options["context"]))
 
     @torch.no_grad()
     def __call__(
@@ -181,9 +209,25 @@ class Segmenter:
         """One result per row. films: each film's (height, width); pixels (B, 3, S, S) as the backbone saw them."""
         hints = None if prompts is None else self._hints(prompts, films, contract).to(pixels.device)
         output = self.head(features, pixels, hints)
-        chances = output.masks.float().sigmoid().cpu().numpy()
-        presence = output.presence.double().sigmoid().cpu().numpy()
-        return [self.result(each, there, film, contract) for each, there, film in zip(chances, presence, films, strict=True)]
+        return [self.result(*each, film, contract) for each, film in zip(_chances(output), films, strict=True)]
+
+    @torch.no_grad()
+    def ask(
+        self,
+        features: HasLevels,
+        pixels: Tensor,
+        films: Sequence[tuple[int, int]],
+        contract: InputContract,
+        phrases: Mapping[str, Tensor],
+    ) -> list[SegmentationResult]:
+        """What free words mean, in the place of the classes. phrases: each with the backbone's text embedding (E,)."""
+        labels = tuple(phrases)
+        output = self.head(features, pixels, None, torch.stack([phrases[label] for label in labels]).to(pixels.device))
+        halves = np.full(len(labels), 0.5)
+        return [
+            SegmentationResult(labels, _drawn(chances, presence, halves, film, contract, 0), presence, halves)
+            for (chances, presence), film in zip(_chances(output), films, strict=True)
+        ]
 
     def result(
         self,
@@ -192,11 +236,10 @@ class Segmenter:
         film: tuple[int, int],
         contract: InputContract,
     ) -> SegmentationResult:
-        """chances (K, S/2, S/2), each pixel's probability -> masks in the film."""
+        """chances (K, h, w) over the model's square, each pixel's probability -> masks in the film."""
         thresholds = np.array(self.card.thresholds or [0.5] * len(self.card.labels))
-        masks = np.stack([to_film(chance, *film, contract) >= 0.5 for chance in chances])
-        masks[presence < thresholds] = False
-        return SegmentationResult(self.card.labels, masks, presence, thresholds)
+        masks = _drawn(chances, presence, thresholds, film, contract, self.parts)
+        return SegmentationResult(self.card.labels, masks, presence, thresholds, self.unions)
 
     def _hints(self, prompts: Sequence[Prompt | None], films: Sequence[tuple[int, int]], contract: InputContract) -> Tensor:
         side = (contract.size + 1) // 2
@@ -205,6 +248,36 @@ class Segmenter:
             for prompt, film in zip(prompts, films, strict=True)
         ]
         return torch.from_numpy(np.stack(drawn))
+
+
+def _chances(output: SegmentationOutput) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
+    """Of each row the masks' (K, h, w) and the presences' (K,) probabilities."""
+    yield from zip(output.masks.float().sigmoid().cpu().numpy(), output.presence.double().sigmoid().cpu().numpy(), strict=True)
+
+
+def _drawn(
+    chances: npt.NDArray[np.float32],
+    presence: npt.NDArray[np.float64],
+    thresholds: npt.NDArray[np.float64],
+    film: tuple[int, int],
+    contract: InputContract,
+    parts: int,
+) -> npt.NDArray[np.bool_]:
+    """(K, H, W) in the film's pixels."""
+    masks = np.stack([largest_parts(to_film(chance, *film, contract) >= 0.5, parts) for chance in chances])
+    masks[presence < thresholds] = False
+    return masks
+
+
+def largest_parts(mask: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """The `count` largest connected parts of a mask of any dimension; all of it where count is 0."""
+    from scipy.ndimage import label
+
+    parts, found = label(mask)
+    if not count or found <= count:
+        return mask
+    sizes = np.bincount(parts.ravel())[1:]
+    return np.asarray(np.isin(parts, 1 + np.argsort(-sizes, kind="stable")[:count]))
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

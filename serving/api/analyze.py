@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest, VesaliusError
+from foundation.preprocess import InputContract
 from serving.api import anomaly, classify, segment, zero_shot
 from serving.api.answers import documented, film_report, json_answer, while_connected
 from serving.api.service import Asked, Service, service_of
@@ -62,7 +63,7 @@ async def _answer(service: Service, body: AnalyzeBody) -> AnalyzeAnswer:
         provenance=Provenance.from_value(asked.value),
         timings=asked.timings,
         data=[
-            await _result(index, task, plan, one)
+            await _result(index, task, plan, one, base.contract)
             for index, (task, plan, one) in enumerate(zip(body.tasks, planned, settled, strict=True))
         ],
     )
@@ -115,7 +116,13 @@ def _part(service: Service, asked: Asked, part: Mapping[str, Any]) -> Asked | Ve
     return replace(asked, value={**part, "provenance": provenance}, film=asked.film)
 
 
-async def _result(index: int, task: AnalyzeTask, plan: Planned | VesaliusError, asked: Asked | VesaliusError) -> AnalyzeResult:
+async def _result(
+    index: int,
+    task: AnalyzeTask,
+    plan: Planned | VesaliusError,
+    asked: Asked | VesaliusError,
+    contract: InputContract | None,
+) -> AnalyzeResult:
     if isinstance(plan, VesaliusError):
         return AnalyzeResult(index=index, model=task.model or "", error=ErrorReport.from_error(plan))
     operation, model, options = plan
@@ -133,5 +140,6 @@ async def _result(index: int, task: AnalyzeTask, plan: Planned | VesaliusError, 
         result.segment = await segment.segmented(index, asked, False, task.mask_format)
         result.segment.film = None
     elif operation == "anomaly":
-        result.anomaly = anomaly.judged(index, bare, False, task.heat)
+        result.anomaly = await anomaly.judged(index, asked, False, contract if task.heat else None)
+        result.anomaly.film = None
     return result

@@ -123,6 +123,7 @@ def _masks(value: Mapping[str, Any], film: Film | None, mask_format: MaskFormat)
     ):
         area = area_pixels(rle)
         mask = ClassMask(label=label, found=area > 0, presence=presence, threshold=threshold, area_pixels=area)
+        mask.by_words = label in value.get("words", ())
         if spacing_mm is not None:
             mask.area_mm2 = area * spacing_mm[0] * spacing_mm[1]
         if mask_format == "rle":

@@ -58,6 +58,8 @@ SegmentFilms = Annotated[list[Annotated[SegmentFilm, BeforeValidator(_as_film)]]
 class SegmentBody(ImageBody):
     """`model` names the adapter; `labels` which of its classes are asked for (all where none is named).
 
+    A label that is none of its classes is read as free words, and sought by what they mean; that is not calibrated.
+
     `points` and `boxes` hold for films that have none of their own. With `Accept: application/dicom` or
     `application/x-nifti` one film is answered by a file instead of JSON.
     """
@@ -78,7 +80,8 @@ class RunLengths(Answer):
 
 
 class ClassMask(Answer):
-    """One class. `found` false: there is nothing of it here, and the mask is empty.
+    """One class. `found` false: there is nothing of it here, and the mask is empty. by_words: it is none of the adapter's
+    classes but was sought by its words.
 
     presence: the probability that there is any of it, beside the threshold it is held against. area_mm2: where the
     film's pixel spacing is known.
@@ -86,6 +89,7 @@ class ClassMask(Answer):
 
     label: str
     found: bool
+    by_words: bool = False
     presence: float
     threshold: float
     area_pixels: int = 0

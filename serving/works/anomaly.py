@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters.tasks.anomaly import AnomalyResult, Detector
+from adapters.tasks.anomaly import Detector
 from serving.messages import Film, Request
 from serving.residency import Resident
 from serving.works.work import Seen, Tools, Value, View, assessment, film_of
@@ -36,17 +36,12 @@ class Anomaly:
             return {**nothing, **assessment(verdict)}
         backbone = self.tools.backbone
         patches = backbone.patch_embeddings(seen.features[0])
-        (result,) = self.detector(seen.features[0], patches, [self.film.extent], backbone.contract)
+        (result,) = self.detector.judge(seen.features[0], patches)
         return {
             "score": result.score,
             "p_value": result.p_value,
             "branches": dict(result.branches),
             "normals": result.normals,
-            "heat": _heat(result) if self.wants_heat else None,
+            "heat": result.heat.tolist() if self.wants_heat else None,  # laid over the film where there is time for it
             **assessment(verdict),
         }
-
-
-def _heat(result: AnomalyResult) -> Value:
-    png, (low, high) = result.heat_png()
-    return {"png": png, "low": low, "high": high}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.tasks.prompting import Box, Point, Prompt
-from adapters.tasks.segmentation import Segmenter
+from adapters.tasks.segmentation import SegmentationResult, Segmenter
 from foundation.errors import InvalidRequest
 from serving.messages import Film, Request
 from serving.residency import Resident
@@ -18,10 +18,10 @@ class Segment:
     film: Film
     resident: Resident
     segmenter: Segmenter
-    labels: tuple[str, ...]  # the classes asked for
+    labels: tuple[str, ...]  # what was asked for, in order: classes, unions of them, or free words
+    words: tuple[str, ...]  # those of them that are free words
     prompt: Prompt | None
     tools: Tools
-    texts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> Segment:
@@ -30,7 +30,18 @@ class Segment:
         prompt = read_prompt(request.options)
         if prompt is not None:
             prompt.check(*film.extent)
-        return cls(film, resident, segmenter, classes(segmenter, request.options.get("labels")), prompt, tools)
+        labels, words = read_labels(segmenter, request.options.get("labels"))
+        if words and prompt is not None:
+            known = ", ".join((*segmenter.card.labels, *segmenter.unions))
+            raise InvalidRequest(
+                f"Points and boxes go with classes; {words[0][:100]!r} is none of this adapter's. Known are {known}.",
+                param="labels",
+            )
+        return cls(film, resident, segmenter, labels, words, prompt, tools)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.words
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -38,19 +49,30 @@ class Segment:
 
     def finish(self, seen: Seen) -> Value:
         verdict = self.tools.verdict(seen.features[-1], self.film)
-        value: Value = {"labels": list(self.labels), **assessment(verdict)}
+        value: Value = {"labels": list(self.labels), "words": list(self.words), **assessment(verdict)}
         if not verdict.assessed:
             return {**value, "presence": [], "thresholds": [], "masks": []}
-        prompts = None if self.prompt is None else [self.prompt]
-        contract = self.tools.backbone.contract
-        (result,) = self.segmenter(seen.features[0], self.tools.pixels(self.film), [self.film.extent], contract, prompts)
-        places = [result.labels.index(label) for label in self.labels]
+        found = self._found(seen)
+        presence = [_presence(found[label], label) for label in self.labels]
         return {
             **value,
-            "presence": result.presence[places].tolist(),
-            "thresholds": result.thresholds[places].tolist(),
-            "masks": [result.rle(label) for label in self.labels],
+            "presence": [chance for chance, _ in presence],
+            "thresholds": [threshold for _, threshold in presence],
+            "masks": [found[label].rle(label) for label in self.labels],
         }
+
+    def _found(self, seen: Seen) -> dict[str, SegmentationResult]:
+        """For each label the result that speaks of it: the classes' own, or that of the free words."""
+        prompts = None if self.prompt is None else [self.prompt]
+        looked = (seen.features[0], self.tools.pixels(self.film), [self.film.extent], self.tools.backbone.contract)
+        found: dict[str, SegmentationResult] = {}
+        if len(self.words) < len(self.labels):
+            (result,) = self.segmenter(*looked, prompts)
+            found |= dict.fromkeys(self.labels, result)
+        if self.words:
+            (result,) = self.segmenter.ask(*looked, dict(zip(self.words, seen.texts, strict=True)))
+            found |= dict.fromkeys(self.words, result)
+        return found
 
 
 def read_prompt(options: Any) -> Prompt | None:
@@ -60,13 +82,15 @@ def read_prompt(options: Any) -> Prompt | None:
     return Prompt(points, boxes) if points or boxes else None
 
 
-def classes(segmenter: Segmenter, named: Any) -> tuple[str, ...]:
-    """The classes a caller names, in that order, whatever their case; all where none is named."""
-    known = {label.lower(): label for label in segmenter.card.labels}
-    for name in named or ():
-        if str(name).lower() not in known:
-            raise InvalidRequest(
-                f"The adapter {segmenter.card.name!r} has no class {str(name)[:100]!r}; known are {', '.join(known.values())}.",
-                param="labels",
-            )
-    return tuple(dict.fromkeys(known[str(name).lower()] for name in named)) if named else segmenter.card.labels
+def read_labels(segmenter: Segmenter, named: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a caller names, in that order, and which of it are free words; all classes where nothing is named."""
+    known = {label.lower(): label for label in (*segmenter.card.labels, *segmenter.unions)}
+    labels = tuple(dict.fromkeys(known.get(str(name).lower(), str(name)) for name in named or segmenter.card.labels))
+    return labels, tuple(label for label in labels if label.lower() not in known)
+
+
+def _presence(result: SegmentationResult, label: str) -> tuple[float, float]:
+    """The probability of a class, with its threshold; of a union those of its surest class."""
+    places = [result.labels.index(part) for part in result.unions.get(label, (label,))]
+    surest = max(places, key=lambda place: float(result.presence[place] - result.thresholds[place]))
+    return float(result.presence[surest]), float(result.thresholds[surest])

@@ -34,13 +34,16 @@ def make_head() -> AnomalyHead:
     head.start_projection(0)
     for name in ("text", "memory", "reference"):
         torch.nn.init.normal_(getattr(head, name))
-    head.quantiles[:3] = torch.linspace(-3, 3, QUANTILES)
-    head.quantiles[3] = torch.linspace(0, 1, QUANTILES)
+    head.quantiles[:4] = torch.linspace(-3, 3, QUANTILES)
+    head.quantiles[4] = torch.linspace(0, 1, QUANTILES)
     return head
 
 
 def make_card(**changes: object) -> AdapterCard:
-    options = {name: getattr(SHAPE, name) for name in HeadShape.__dataclass_fields__} | {"level_widths": [6, 6, 10]}
+    options = {name: getattr(SHAPE, name) for name in HeadShape.__dataclass_fields__} | {
+        "level_widths": [6, 6, 10],
+        "places": [1, 1],
+    }
     given = {"name": "x", "task": "anomaly", "labels": ("anomaly",), "base": BaseRecord("b", "f"), "preprocessing_version": 1}
     return AdapterCard(**(given | {"head": options} | changes))
 
@@ -101,9 +104,9 @@ def test_distances_are_to_the_nearest_remembered_patch() -> None:
     head, x = make_head(), features()
     described = head.describe(x)
     slow = torch.stack([(described - one).norm(dim=-1) for one in head.memory]).amin(dim=0)
-    torch.testing.assert_close(head.distances(x), slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(head.distances(described), slow, atol=1e-4, rtol=1e-4)
     head.memory.copy_(described.flatten(0, 2)[: len(head.memory)])
-    assert head.distances(x).flatten()[: len(head.memory)].max() < 1e-2
+    assert head.distances(described).flatten()[: len(head.memory)].max() < 1e-2
 
 
 def test_the_same_patch_elsewhere_is_another() -> None:
@@ -140,12 +143,12 @@ def test_results_and_heat_in_the_films_own_pixels() -> None:
 
 def test_heat_is_a_rank_among_normal_patches() -> None:
     head = make_head()
-    maps = np.random.default_rng(0).uniform(-3, 3, (2, 3, 4, 4)).astype(np.float32)
-    head.weights.copy_(torch.tensor([1.0, 0.0, 3.0]))
+    maps = np.random.default_rng(0).uniform(-3, 3, (2, 4, 4, 4)).astype(np.float32)
+    head.weights.copy_(torch.tensor([1.0, 0.0, 0.0, 3.0]))
     heat = Detector(make_card(), head).heat(maps)
-    mean = ((maps[:, 0] + 3) / 6 + 3 * (maps[:, 2] + 3) / 6) / 4
+    mean = ((maps[:, 0] + 3) / 6 + 3 * (maps[:, 3] + 3) / 6) / 4
     np.testing.assert_allclose(heat, mean, atol=1e-5)
-    head.quantiles[3] = torch.from_numpy(np.quantile(mean, np.linspace(0, 1, QUANTILES)))
+    head.quantiles[4] = torch.from_numpy(np.quantile(mean, np.linspace(0, 1, QUANTILES)))
     flat = np.sort(Detector(make_card(), head).heat(maps).ravel())
     np.testing.assert_allclose(flat, np.linspace(0, 1, flat.size), atol=0.02)  # among themselves: uniform
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny import noise_film, write_checkpoint, write_task
+from tiny import SIZE, noise_film, write_checkpoint, write_task
 
 from adapters.files import read_adapter
 from adapters.lora import load_weights, remove_lora
@@ -23,7 +21,7 @@ from adapters.tasks.prompting import Box, Point, Prompt
 from adapters.tasks.rle import from_rle
 from adapters.tasks.segmentation import Segmenter
 from foundation.checkpoint import open_checkpoint
-from foundation.preprocess import normalise
+from foundation.preprocess import InputContract, normalise, to_film
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.messages import Batch, Film, Operation, Outcome, Request
@@ -44,6 +42,7 @@ OPERATIONS: dict[str, Operation] = {
     "anomaly": "anomaly",
     "fusion": "fuse",
 }
+CONTRACT = InputContract(SIZE, (0.5,) * 3, (0.25,) * 3, resize_mode="squash")  # the tiny checkpoint's
 POINTS = [[30.0, 60.0, True], [100.0, 20.0, False]]
 BOXES = [[10.0, 20.0, 90.0, 150.0]]
 
@@ -105,7 +104,7 @@ class Direct:
             return {"fused": predictor([features], note, request.options.get("tabular"))}
         patches = self.backbone.patch_embeddings(features)
         (result,) = Detector.open(adapter.card, adapter.head)(features, patches, [film.extent], contract)
-        return {"p_value": result.p_value, "branches": list(result.branches.values()), "png": result.heat_png()[0]}
+        return {"p_value": result.p_value, "branches": list(result.branches.values()), "heat": result.heat}
 
 
 def film(seed: int) -> Film:
@@ -145,11 +144,9 @@ def check(value: Any, truth: dict[str, Any]) -> None:
     else:
         assert value["p_value"] == pytest.approx(truth["p_value"], abs=1e-4)
         assert np.allclose(list(value["branches"].values()), truth["branches"], atol=1e-4)
-        span = value["heat"]["high"] - value["heat"]["low"]
-        assert span > 1e-3
-        heat, true_heat = (np.asarray(Image.open(io.BytesIO(png))) / 65535 for png in (value["heat"]["png"], truth["png"]))
-        assert heat.shape == EXTENT
-        assert np.allclose(heat * span, true_heat * span, atol=1e-4)
+        heat = to_film(np.asarray(value["heat"], np.float32), *EXTENT, CONTRACT)
+        assert np.ptp(heat) > 1e-3
+        assert np.allclose(heat, truth["heat"], atol=1e-4)
 
 
 def answer(outcome: Outcome) -> Any:
@@ -260,7 +257,7 @@ def test_a_task_that_breaks_leaves_the_others(place: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"labels": ["spleen"]}, "lungs, heart"),
+        ({"labels": ["spleen"], "points": [[5, 3, True]]}, "lungs, heart, chest"),
         ({"points": [[500, 3, True]]}, "120 x 200"),
         ({"points": [[5, 3, False]]}, "inside"),
         ({"boxes": [[9, 9, 3, 12]]}, "top < bottom"),
@@ -296,3 +293,25 @@ def test_fusion_takes_any_subset_and_says_what_it_cannot_read(place: Path, direc
     assert both["result"]["probability"] != pytest.approx(one, abs=1e-4)
     assert "crp, sex" in by_id[3].error_message
     assert "film, note, laboratory" in by_id[4].error_message
+
+
+def test_free_words_are_sought_by_what_they_mean_and_unions_are_their_classes_together(place: Path, direct: Direct) -> None:
+    options = {"labels": ["a nodule", "Chest", "heart"]}
+    (outcome,) = open_engine(place).run(Batch((Request(1, "segment", adapter="lungs", film=film(1), options=options),)))
+    value = answer(outcome)
+    assert (value["labels"], value["words"]) == (["a nodule", "chest", "heart"], ["a nodule"])
+    truth = direct(Request(0, "segment", adapter="lungs", film=film(1)))
+    words, chest, heart = (from_rle(rle) for rle in value["masks"])
+    assert np.mean(chest != truth["masks"].any(axis=0)) < 1e-3
+    assert np.mean(heart != truth["masks"][1]) < 1e-3
+    assert value["presence"][2] == pytest.approx(truth["presence"][1], abs=1e-4)
+    adapter = read_adapter(place / "adapters" / "lungs", direct.backbone)
+    pixels = torch.from_numpy(normalise(film(1).pixels, CONTRACT))[None]
+    load_weights(direct.backbone.image_tower, adapter.lora)
+    with torch.no_grad():
+        features = direct.backbone.encode_image(pixels)
+        phrase = direct.backbone.encode_text(["a nodule"])[0]
+    remove_lora(direct.backbone.image_tower)
+    asked = Segmenter.open(adapter.card, adapter.head).ask(features, pixels, [EXTENT], CONTRACT, {"a nodule": phrase})
+    assert value["presence"][0] == pytest.approx(asked[0].presence[0], abs=1e-4)
+    assert np.mean(words != asked[0].masks[0]) < 1e-3

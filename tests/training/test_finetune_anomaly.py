@@ -144,7 +144,7 @@ def test_the_report(made: FinetuneResult, manifest: Path, tmp_path: Path) -> Non
     given = {"report_dir": tmp_path / "report", "checkpoint": opened, "options": options, "log": lambda _: None}
     report = evaluate(str(made.adapter), manifest, **given)
     assert report.find("auroc", "anomaly", by="fusion").value == pytest.approx(made.scores["test"], abs=2e-3)
-    for by in ("text", "memory", "trained", "pixel PCA", "gradient distance"):
+    for by in ("text", "memory", "reconstruction", "trained", "pixel PCA", "gradient distance"):
         assert 0 <= report.find("auroc", "anomaly", by=by).value <= 1
     assert (tmp_path / "report" / "p-values-made.png").is_file()
 
@@ -157,7 +157,7 @@ def test_a_handful_of_normal_films_on_another_checkpoint(layout: str, tmp_path: 
     recipe = replace(SMALL, lora=LoraRecipe(rank=2, alpha=4.0), training=replace(SMALL.training, epochs=1))
     result = finetune("anomaly", manifest, tmp_path / "out", recipe, str(folder), is_quiet=True, cpu=True)
     adapter = read_adapter(result.adapter, open_checkpoint(str(folder)).backbone)
-    assert Detector.open(adapter.card, adapter.head).reference.scores.shape == (4, 3)
+    assert Detector.open(adapter.card, adapter.head).reference.scores.shape == (4, 4)
     assert set(result.scores) == {"val"}
     assert any("No abnormal film was learnt from" in limit for limit in result.card.limits)
     assert any("synthetic lesions" in limit for limit in result.card.limits)

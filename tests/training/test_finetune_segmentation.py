@@ -37,7 +37,7 @@ from training.segmentation import (
     overlap,
     segmentation_loss,
 )
-from training.segmentation_report import next_click
+from training.segmentation_prompts import next_click
 from training.segmentation_scores import compare
 
 LUNGS = MaskRecipe("mask", classes={"lungs": []})
