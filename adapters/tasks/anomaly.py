@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from adapters.card import AdapterCard
 from adapters.tasks.classification import EncodesText, Prompts, mean_text
-from adapters.tasks.heat import heat_png
 from adapters.tasks.heads import bind_head, head_options, standardised
+from adapters.tasks.heat import heat_png
 from adapters.tasks.reference import NormalReference
 from foundation.errors import AdapterRefused
 from foundation.preprocess import InputContract, to_film
