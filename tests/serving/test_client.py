@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from live_api import LABELS, color_picture, nifti_volume, png_film, serving, wait_until
 
 from foundation.errors import (
+    AdapterRefused,
     DeadlineExceeded,
     EngineUnavailable,
     FilmUnsupported,
@@ -22,9 +23,22 @@ from foundation.errors import (
 )
 from serving.api.app import create_app
 from serving.client import Client, Picture
-from serving.fake import ADAPTER, BASE, CONTRACT, EMBED_DIM, FINDINGS, FakeGateway, answer_words
+from serving.fake import (
+    ADAPTER,
+    BASE,
+    CONTRACT,
+    DETECTOR,
+    EMBED_DIM,
+    FINDINGS,
+    FUSER,
+    SEGMENTER,
+    FakeGateway,
+    answer_words,
+)
 from serving.http_errors import BodyTooLarge, ModelNotFound
 from serving.messages import ChatTurn, Sampling
+from serving.schemas.analyze import AnalyzeTask
+from serving.schemas.segment import PointMark
 
 
 @pytest.fixture
@@ -200,3 +214,34 @@ def test_a_stream_that_breaks_off_is_an_error() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b": nothing\n\n"))
     with Client(transport=transport) as client, pytest.raises(EngineUnavailable, match="broke off"):
         list(client.ask("Hello"))
+
+
+def test_tasks_of_adapters_are_typed(client: Client) -> None:
+    mark = PointMark(row=10, column=20)
+    masks = client.segment([png_film()], SEGMENTER, points=[mark]).data[0]
+    assert masks.film is not None
+    assert masks.masks[0].rle is not None
+    assert masks.masks[0].rle.size == (48, 48)
+    assert client.anomaly([png_film()], DETECTOR, heat=False).data[0].heat is None
+    assert client.mask_file(png_film(), SEGMENTER, labels=[masks.masks[0].label])[:4] == (348).to_bytes(4, "little")
+    with pytest.raises(InvalidRequest, match="DICOM"):
+        client.mask_file(png_film(), SEGMENTER, "application/dicom")
+    fused = client.fuse(FUSER, [png_film()], text="Fever.").result
+    assert fused is not None
+    assert fused.present == ["film", "note"]
+    whole = client.analyze(png_film(), [ADAPTER, AnalyzeTask(labels=LABELS), AnalyzeTask(model=SEGMENTER, points=[mark])])
+    findings, scores, lungs = whole.data
+    assert findings.classify is not None
+    assert scores.zero_shot is not None
+    assert lungs.segment is not None
+    assert lungs.segment.masks == masks.masks
+
+
+def test_adapters_are_loaded_and_unloaded(client: Client) -> None:
+    assert client.unload_adapter(ADAPTER).was_resident
+    with pytest.raises(ModelNotFound):
+        client.classify([png_film()], ADAPTER)
+    with pytest.raises(AdapterRefused):
+        client.load_adapter(ADAPTER, "f" * 64)
+    assert client.load_adapter(ADAPTER).task == "classification"
+    assert client.classify([png_film()], ADAPTER).data[0].labels
