@@ -18,7 +18,7 @@ from foundation.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.client import Client
-    from serving.schemas.segment import BoxMark, PointMark
+    from serving.schemas.segment import BoxMark, MaskFormat, PointMark
 
 Show = Callable[[Any, str], None]
 Answered = tuple[dict[str, Any], list[str]]  # as JSON, and as lines for a person
@@ -68,7 +68,7 @@ def _classify(client: Client, chosen: argparse.Namespace, films: Sequence[bytes]
 
 
 def _segment(client: Client, chosen: argparse.Namespace, films: Sequence[bytes]) -> Answered:
-    form = "png" if chosen.out is not None else "rle"
+    form: MaskFormat = "png" if chosen.out is not None else "rle"
     points, boxes = _points(chosen.point), _boxes(chosen.box)
     found = client.segment(films, chosen.adapter, labels=chosen.labels, points=points, boxes=boxes, mask_format=form)
     answer = found.model_dump(mode="json")

@@ -8,6 +8,7 @@ What is asked for least recently leaves when the bank is full; what a batch uses
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
 OpenedT = TypeVar("OpenedT")
+_MOMENT_S = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +89,12 @@ class Residency:
             return held
         if name in self._unloaded:
             raise AdapterNotFound(f"The adapter {name!r} has been unloaded. An operator can load it again.", param="model")
-        stored = self._store.get(name)
+        stored = self._stored(name)
         return self._residents.get(stored.digest) or self._install(stored, pinned)
 
     def allow(self, name: str, digest: str = "") -> StoredAdapter:
         """Let it be asked again, as the store holds it under this name. digest: what that must be."""
-        stored = self._store.get(name)
+        stored = self._stored(name)
         if digest and stored.digest != digest:
             raise AdapterRefused(
                 f"The store holds {stored.digest[:12]} under the name {name!r}, not {digest[:12]}. Add that one first.",
@@ -110,6 +112,14 @@ class Residency:
             if resident.digest not in set(pinned):
                 self._drop(self._residents.evict(lambda digest, leaving=resident.digest: digest == leaving))
         return bool(gone)
+
+    def _stored(self, name: str) -> StoredAdapter:
+        """As the store holds it. While the store replaces a folder there is none for a moment, which is waited for."""
+        try:
+            return self._store.get(name)
+        except AdapterNotFound:
+            time.sleep(_MOMENT_S)
+            return self._store.get(name)
 
     def _install(self, stored: StoredAdapter, pinned: Iterable[str]) -> Resident:
         adapter = self._read(stored)

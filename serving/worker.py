@@ -105,7 +105,7 @@ class Worker:
 
     def _set_unloaded(self, names: set[str]) -> None:
         self.link.config = replace(self.link.config, unloaded=tuple(sorted(names)))
-        self._listed = (-_LISTING_LIVES_S, [])
+        self._listed = (-_LISTING_LIVES_S, self._listed[1])
 
     async def ask(self, request: Request) -> Outcome:
         async with aclosing(self.stream(request)) as outcomes:
@@ -219,6 +219,12 @@ class Worker:
         )
 
     def _adapters(self) -> list[StoredAdapter]:
+        """As `_look`; looked for again where one is gone, since the store holds none for a moment while it replaces one."""
+        found = self._look()
+        gone = {info.name for info in self._listed[1] if info.kind == "adapter"} - {stored.name for stored in found}
+        return self._look() if gone else found
+
+    def _look(self) -> list[StoredAdapter]:
         """Those made for the base that is open, each name once; the user's own stands for a bundled one of its name."""
         found: dict[str, StoredAdapter] = {}
         for store in self._stores:

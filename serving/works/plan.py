@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from foundation.errors import InvalidRequest
 from serving.messages import Request
 from serving.works.analyze import Analyze
@@ -14,7 +16,7 @@ from serving.works.segment import Segment
 from serving.works.work import Tools, Work, film_of
 from serving.works.zero_shot import ZeroShot
 
-THROUGH_AN_ADAPTER = {
+THROUGH_AN_ADAPTER: Mapping[str, Callable[[Request, Tools, set[str]], Work]] = {
     "classify": Classify.of,
     "segment": Segment.of,
     "anomaly": Anomaly.of,

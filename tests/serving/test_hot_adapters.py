@@ -204,7 +204,7 @@ def address(worker: Worker) -> Iterator[str]:
 
 
 def test_replaced_under_load_no_answer_is_a_mixture(address: str, made: Path, store: AdapterStore, worker: Worker) -> None:
-    films = [png_film(seed) for seed in range(3)]
+    films = [png_film(size=size) for size in (16, 24, 32)]  # of other lengths, by which the decoder here tells them apart
     truth: dict[tuple[str, int], Any] = {}
     for number in (1, 2):
         other = AdapterStore(store.roots[-1].parent / f"truth{number}")
