@@ -143,12 +143,15 @@ class FusionPredictor:
         self.check(table)
         if text is not None and not self.reads_notes:
             raise InvalidRequest(f"The adapter {self.card.name!r} reads no notes; leave the text out.", param="text")
-        inputs = self.read(images, text, table)
+        unusual = tuple(field.name for field in self.fields if field.is_unusual(table.get(field.name)))
+        return self.judge(self.read(images, text, table), unusual)
+
+    def judge(self, inputs: FusionInputs, unusual: tuple[str, ...] = ()) -> FusionResult:
+        """The result for one patient's inputs, a batch of one."""
         present = tuple(name for name, is_there in zip(self.modalities, inputs.present[0].tolist(), strict=True) if is_there)
         if not present:
             known = ", ".join(self.modalities)
             raise InvalidRequest(f"Nothing is given to judge by; give at least one of: {known}.", param="images")
-        unusual = tuple(field.name for field in self.fields if field.is_unusual(table.get(field.name)))
         return self._result(self.answers(inputs, present), present, unusual)
 
     @torch.no_grad()
