@@ -28,7 +28,7 @@ from torch import Tensor
 
 from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
-from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import anomaly, classification, fusion, segmentation
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest
 from foundation.gate import Gate
@@ -36,6 +36,7 @@ from foundation.prompts import is_normal
 from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
+from training.fusion_check import FusionCheck, fusion_sections
 from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
 from training.metrics import PatientBootstrap
@@ -209,6 +210,8 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
         return segmentation_sections(Segmentation(*opened))
     if task == anomaly.TASK:
         return anomaly_sections(Anomaly(*opened, options.min_count))
+    if task == fusion.TASK:
+        return fusion_sections(FusionCheck(*opened))
     raise InvalidRequest(f"adapters for {task} are not evaluated here", param="subject")
 
 

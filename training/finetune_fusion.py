@@ -20,7 +20,7 @@ import torch
 from adapters.card import Conformal
 from adapters.files import Adapter, write_adapter
 from adapters.lora import LoraWeights, remove_lora
-from adapters.tasks.fusion import MAX_MODALITIES, TASK, FusionPredictor
+from adapters.tasks.fusion import MAX_MODALITIES, TASK, FusionPredictor, SubsetRule
 from adapters.tasks.fusion_head import NOTE, FusionHead, FusionInputs, describe
 from adapters.tasks.tabular import TabularField
 from foundation.errors import InvalidRequest, ManifestError
@@ -41,16 +41,18 @@ from training.fusion_fit import (
     FilmFeatures,
     FusionHeadRecipe,
     Learning,
+    Part,
     candidates,
     fit,
     new_head,
+    own_logits,
     sizes,
     split_parts,
     without,
 )
 from training.fusion_report import Fusion, Told, write_fusion_report
-from training.fusion_rules import answer_all, choose_rules, conformal_bounds
-from training.fusion_scores import FusionScores, Grid, card_metrics, score_boosting, singles_of
+from training.fusion_rules import answer_all, answer_own, choose_rules, conformal_bounds
+from training.fusion_scores import FusionScores, Grid, card_metrics, score_boosting
 from training.invariance import InvarianceTrainee, SteadyTower
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest
@@ -123,7 +125,7 @@ def train_fusion(job: Job) -> FinetuneResult:
     is_held = ~np.isnan(answered)
     chances = 0.5 * (1 + np.tanh(0.5 * answered[is_held]))
     bounds = conformal_bounds(chances, truth[is_held], recipe.head.coverage)
-    boosted, boosted_test = score_boosting(lessons, fields, learning, test, recipe.seed)
+    boosted, boosted_test = score_boosting(parts, fields, learning, test, recipe.seed)
     whole = FusionScores(
         HELD, learning, fitter.modalities, held, rules, inputs.present.numpy(), boosted, bounds, parts if len(parts) > 1 else ()
     )
@@ -133,7 +135,7 @@ def train_fusion(job: Job) -> FinetuneResult:
         present = asked.present.numpy()
         scored.append(FusionScores("test", test, fitter.modalities, made, rules, present, boosted_test, bounds))
 
-    singles, rate = singles_of(scored[0]), float(truth[is_held].mean())
+    rate = float(truth[is_held].mean())
     card = job.card(
         (recipe.data.outcome.label,),
         [row for case in learning for row in case.rows],
@@ -147,18 +149,16 @@ def train_fusion(job: Job) -> FinetuneResult:
         },
         thresholds=fit_thresholds(chances[:, None], truth[is_held, None].astype(np.float64)),
         conformal=Conformal(bounds.coverage, (bounds.present,), HELD),
-        metrics=tuple(metric for each in scored for metric in card_metrics(each, singles)),
+        metrics=tuple(metric for each in scored for metric in card_metrics(each)),
     )
     card = replace(card, limits=(*card.limits, *_limits(recipe, learning)))
     tensors = {name: tensor.half() if name.endswith("_axes") else tensor for name, tensor in head.state_dict().items()}
     card = write_adapter(job.out / recipe.name, Adapter(card, lora, tensors))
     predictor = FusionPredictor.open(card, tensors)
-    grid = fitter.grid(lessons, asked, test)
+    grid = fitter.grid(head, lessons, asked, test)
     examples = _examples(predictor, (test, asked) if asked is not None else (learning, inputs))
     removed, seconds = sum(case.removed for case in learning), time.monotonic() - started
-    told = Fusion(
-        card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.margin, seconds
-    )
+    told = Fusion(card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.margin, seconds)
     write_fusion_report(job.out, told)
     return FinetuneResult(job.out / recipe.name, card, loop, {each.split: each.full_auroc() for each in scored})
 
@@ -215,7 +215,9 @@ def _limits(recipe: FusionRecipe, learning: Sequence[Case]) -> tuple[str, ...]:
             "threshold and conformal bounds were chosen on the same held-back cases."
         )
     else:
-        made.append(f"Figures of {HELD!r} are of val, where rules, calibration, threshold and conformal bounds were chosen too.")
+        made.append(
+            f"Figures of {HELD!r} are of val, where rules, calibration, threshold and conformal bounds were chosen too."
+        )
     return tuple(made)
 
 
@@ -223,7 +225,9 @@ def _steady(job: Job, model: SteadyTower, cases: Sequence[Case]) -> LoopReport:
     """LoRA learns from the films of `train`, without their outcomes; `val` picks the epoch."""
     recipe = job.recipe
     films = {
-        split: film_cache(_paths([case for case in cases if case.split == split]), job.backbone.contract, job.cache, is_quiet=True)
+        split: film_cache(
+            _paths([case for case in cases if case.split == split]), job.backbone.contract, job.cache, is_quiet=True
+        )
         for split in ("train", "val")
     }
     trainee = InvarianceTrainee(
@@ -280,7 +284,9 @@ class _Fitter:
         self.modalities = self.recipe.data.modalities
         notes = [note for note in seen.notes if note is not None]
         if NOTE in self.modalities and len(notes) < 2:
-            raise ManifestError("Fewer than two cases keep a note once sentences that state the outcome are cut; set note = false.")
+            raise ManifestError(
+                "Fewer than two cases keep a note once sentences that state the outcome are cut; set note = false."
+            )
         shape = sizes(self.recipe.head, seen.films, job.backbone.embed_dim, seen.level_width, len(notes), len(seen.counts))
         torch.manual_seed(self.recipe.seed)
         blank = FusionHead(shape, self.modalities, fields, self.recipe.head.dropout)
@@ -306,27 +312,41 @@ class _Fitter:
         fit(head, lessons, self.recipe.head, self.recipe.seed)
         return head
 
-    def grid(self, lessons: Learning, test: FusionInputs | None, cases: Sequence[Case]) -> Grid:
+    def grid(self, whole: FusionHead, lessons: Learning, test: FusionInputs | None, cases: Sequence[Case]) -> Grid:
         """AUROC where modalities were missing in training (first) and in the question (second), on held-back and test."""
         held: dict[tuple[float, float], float] = {}
         tested: dict[tuple[float, float], float] = {}
-        truth = np.array([case.truth for case in cases])
-        for train_rate in MISSING_RATES:
+        asked = [(held, lessons.inputs, lessons.truth, lessons.parts)]
+        if test is not None:
+            asked.append((tested, test, np.array([case.truth for case in cases]), ()))
+        for learnt in MISSING_RATES:
             random = torch.Generator().manual_seed(self.recipe.seed)
-            sparse = replace(lessons, inputs=without(lessons.inputs, train_rate, random))
-            head = self.fit(sparse)
-            rules = choose_rules(self.modalities, candidates(head, sparse.inputs, lessons.parts), lessons.truth, self.recipe.head.margin)
+            sparse = replace(lessons, inputs=without(lessons.inputs, learnt, random)) if learnt else lessons
+            head = self.fit(sparse) if learnt else whole
+            made = candidates(head, sparse.inputs, lessons.parts)
+            rules = choose_rules(self.modalities, made, lessons.truth, self.recipe.head.margin)
             for rate in MISSING_RATES:
-                for made, inputs, told, parts in ((held, lessons.inputs, lessons.truth, lessons.parts), (tested, test, truth, None)):
-                    if inputs is None:
-                        continue
-                    values = []
-                    for draw in range(DRAWS if rate else 1):
-                        asked = without(inputs, rate, torch.Generator().manual_seed(self.recipe.seed + draw + 1))
-                        logits = answer_all(self.modalities, rules, candidates(head, asked, parts), asked.present.numpy())
-                        values.append(Grid.auroc(logits, told))
-                    made[train_rate, rate] = float(np.mean(values))
+                for cells, inputs, truth, parts in asked:
+                    values = [
+                        Grid.auroc(self._answer(head, rules, inputs, parts, rate, draw), truth)
+                        for draw in range(DRAWS if rate else 1)
+                    ]
+                    cells[learnt, rate] = float(np.mean(values))
         return Grid(MISSING_RATES, held, tested)
+
+    def _answer(
+        self,
+        head: FusionHead,
+        rules: Sequence[SubsetRule],
+        inputs: FusionInputs,
+        parts: Sequence[Part],
+        rate: float,
+        draw: int,
+    ) -> npt.NDArray[np.float64]:
+        """(N,) calibrated logits where modalities are missing at this rate."""
+        random = torch.Generator().manual_seed(self.recipe.seed + draw + 1)
+        asked = without(inputs, rate, random)
+        return answer_own(self.modalities, rules, own_logits(head, asked, parts or None), asked.present.numpy())
 
 
 def _paths(cases: Sequence[Case]) -> list[Path]:

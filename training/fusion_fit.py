@@ -113,7 +113,11 @@ def split_parts(cases: Sequence[Case], folds: int, seed: int) -> tuple[Part, ...
 
 
 def new_head(
-    recipe: FusionHeadRecipe, template: FusionHead, films: FilmFeatures, notes: npt.NDArray[np.float32], statistics: FieldStatistics
+    recipe: FusionHeadRecipe,
+    template: FusionHead,
+    films: FilmFeatures,
+    notes: npt.NDArray[np.float32],
+    statistics: FieldStatistics,
 ) -> FusionHead:
     """A head with its statistics, still without experts. template: a head of the wanted modalities, fields and sizes."""
     shape = template.shape
@@ -243,14 +247,19 @@ def candidates(head: FusionHead, inputs: FusionInputs, parts: Sequence[Part] | N
     for subset in subsets_of(head.modalities):
         mask = torch.tensor([name in subset for name in head.modalities])
         has_all = inputs.present[:, mask].all(dim=1)
-        each = head(inputs.with_present(mask.expand(len(inputs), -1))).double().numpy()  # (K, N, M + 2)
-        if parts is None:
-            values = each.mean(axis=0)
-        else:
-            values = np.full(each.shape[1:], np.nan)
-            for member, part in enumerate(parts):
-                values[part.held] = each[member, part.held]
-        columns = [name not in subset for name in head.modalities]
-        values[:, : len(columns)][:, columns] = np.nan
+        values = own_logits(head, inputs.with_present(mask.expand(len(inputs), -1)), parts)
+        values[:, [place for place, is_in in enumerate(mask.tolist()) if not is_in]] = np.nan
         made[subset] = np.where(has_all.numpy()[:, None], values, np.nan)
     return made
+
+
+@torch.no_grad()
+def own_logits(head: FusionHead, inputs: FusionInputs, parts: Sequence[Part] | None = None) -> Floats:
+    """(N, M + 2) by each of `head.methods`, from all that each case has."""
+    each = head(inputs).double().numpy()  # (K, N, M + 2)
+    if parts is None:
+        return np.asarray(each.mean(axis=0))
+    values = np.full(each.shape[1:], np.nan)
+    for member, part in enumerate(parts):
+        values[part.held] = each[member, part.held]
+    return values

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from adapters.card import AdapterCard
-from adapters.tasks.account import Subset
 from adapters.tasks.fusion import FusionPredictor, FusionResult
 from adapters.tasks.fusion_head import JOINT, PRODUCT
 from adapters.tasks.tabular import ABOVE, BELOW, MISSING
 from training.fusion_data import Case
-from training.fusion_scores import CHOSEN, SINGLE, FusionScores, Grid, no_harm, singles_of
+from training.fusion_scores import CHOSEN, SINGLE, FusionScores, Grid, no_harm
 from training.loop import LoopReport
 from training.metrics import reliability, weighted_mean
 from training.plots import interval_plot, reliability_plot
@@ -53,28 +52,26 @@ class Fusion:
 def write_fusion_report(out: Path, told: Fusion) -> Path:
     """OUT/report.md, report.json and plots."""
     sections: list[Section] = []
-    singles = singles_of(told.scored[0])
     for scores in told.scored:
-        sections += score_sections(scores, singles, told.margin)
+        sections += score_sections(scores, told.margin)
     sections += [_grid(told.grid), _accounts(told.examples), _fields(told), _rules(told.card)]
     return write_report(Report(f"Report of {told.card.name}", _about(told), tuple(sections)), out)
 
 
-def score_sections(scores: FusionScores, singles: Mapping[Subset, str], margin: float) -> list[Section]:
+def score_sections(scores: FusionScores, margin: float) -> list[Section]:
     """Of one split."""
-    made = [_subsets(scores, singles), _harm(scores, singles, margin), _baselines(scores), _calibration(scores), _groups(scores)]
+    made = [_subsets(scores), _harm(scores, margin), _baselines(scores), _calibration(scores), _groups(scores)]
     return [section for section in made if section.measures or section.tables]
 
 
-def _subsets(scores: FusionScores, singles: Mapping[Subset, str]) -> Section:
+def _subsets(scores: FusionScores) -> Section:
     measures, chosen = [], []
     for subset in scores.subsets:
         known = scores.known(subset)
-        about = {"films": int(known.sum()), "positives": int(scores.truth[known].sum())}
-        by = {SINGLE: singles[subset]} | ({PRODUCT: PRODUCT, JOINT: JOINT} if len(subset) > 1 else {}) | {CHOSEN: CHOSEN}
-        for title, method in by.items():
+        count, told = int(known.sum()), int(scores.truth[known].sum())
+        for method in (SINGLE, *((PRODUCT, JOINT) if len(subset) > 1 else ()), CHOSEN):
             found = scores.estimate(scores.raw(subset, method))
-            measures.append(Measure("auroc", found, title, _name(subset), **about))
+            measures.append(Measure("auroc", found, method, _name(subset), films=count, positives=told))
         chosen.append(measures[-1].estimate)
     note = (
         "AUROC among the cases that have every modality of the subset, whatever else they have. Best single: the modality "
@@ -85,13 +82,13 @@ def _subsets(scores: FusionScores, singles: Mapping[Subset, str]) -> Section:
     return Section(f"{scores.split}: every subset of modalities", note, tuple(measures), plots=(plot,))
 
 
-def _harm(scores: FusionScores, singles: Mapping[Subset, str], margin: float) -> Section:
+def _harm(scores: FusionScores, margin: float) -> Section:
     measures = []
-    for subset, gap in no_harm(scores, singles).items():
+    for subset, gap in no_harm(scores).items():
         measures.append(Measure("gap", gap, CHOSEN, _name(subset)))
         if scores.parts:
             own = scores.nested(margin)[subset]
-            nested = scores.compare(own, scores.raw(subset, singles[subset]), ~np.isnan(own))
+            nested = scores.compare(own, scores.raw(subset, SINGLE), ~np.isnan(own))
             measures.append(Measure("gap", nested, "chosen without the case", _name(subset)))
     note = "AUROC of the subset's answer minus that of its best single modality, on the same cases and resamples."
     if scores.parts:
@@ -110,7 +107,9 @@ def _baselines(scores: FusionScores) -> Section:
     for name, values in scores.boosted.items():
         measures.append(Measure("auroc", scores.estimate(values), name, "the table", films=len(scores.cases)))
         measures.append(Measure("auroc", scores.compare(scores.full, values), "fusion", f"gain over {name}"))
-    note = "Gradient boosting (scikit-learn) sees the same fields of the same cases, with zeros or with NaN for what is missing."
+    note = (
+        "Gradient boosting (scikit-learn) sees the same fields of the same cases, with zeros or with NaN for what is missing."
+    )
     return Section(f"{scores.split}: beside gradient boosting", note, tuple(measures), ("label",), ("by", "name"))
 
 
@@ -141,7 +140,9 @@ def _groups(scores: FusionScores) -> Section:
             told = int(scores.truth[kept].sum())
             if min(told, int(kept.sum()) - told) >= FEWEST and not kept.all():
                 found = scores.estimate(scores.full, kept)
-                measures.append(Measure("auroc", found, "fusion", group=f"{name}={value}", films=int(kept.sum()), positives=told))
+                measures.append(
+                    Measure("auroc", found, "fusion", group=f"{name}={value}", films=int(kept.sum()), positives=told)
+                )
     return Section(f"{scores.split}: who they are", "", tuple(measures), ("group",), ("by", "name"))
 
 
@@ -150,9 +151,7 @@ def _grid(grid: Grid) -> Section:
     for split, cells in (("held back", grid.held), ("test", grid.test)):
         if not cells:
             continue
-        lines = [
-            (f"{learnt:.1f}", *(f"{cells[learnt, asked]:.3f}" for asked in grid.rates)) for learnt in grid.rates
-        ]
+        lines = [(f"{learnt:.1f}", *(f"{cells[learnt, asked]:.3f}" for asked in grid.rates)) for learnt in grid.rates]
         tables.append(Table((f"{split}: missing in training", *(f"asked {rate:.1f}" for rate in grid.rates)), tuple(lines)))
     note = (
         "Each modality is taken away at random at this rate, of a case one always stays; AUROC, mean of the draws. Every row "
@@ -168,7 +167,7 @@ def _accounts(examples: Sequence[Told]) -> Section:
         lines = [
             ("all", f"{result.probability:.3f}", f"prior {result.prior:.3f}", result.method),
             *((name, f"{chance:.3f}", f"{result.shapley[name]:+.2f}", "") for name, chance in result.unimodal.items()),
-            *((_name(s.modalities), f"{s.probability:.3f}", "", s.method) for s in result.subsets if 1 < len(s.modalities)),
+            *((_name(s.modalities), f"{s.probability:.3f}", "", s.method) for s in result.subsets if len(s.modalities) > 1),
         ]
         title = f"{told.words}: {result.label} {'came' if told.truth else 'did not come'}"
         tables.append(Table((title, "probability", "Shapley (logit)", "by"), tuple(lines)))
@@ -192,9 +191,15 @@ def _fields(told: Fusion) -> Section:
 
 
 def _rules(card: AdapterCard) -> Section:
-    lines = tuple((_name(rule["modalities"]), rule["method"], str(rule["cases"])) for rule in card.head["rules"])
+    lines = tuple(
+        (_name(rule["modalities"]), rule["single"], rule["method"], str(rule["cases"])) for rule in card.head["rules"]
+    )
     note = "Chosen on held-back cases: the best single modality, unless fusing ranks better by the recipe's margin."
-    return Section("Who answers for which subset", note, tables=(Table(("subset", "by", "held-back cases"), lines),))
+    return Section(
+        "Who answers for which subset",
+        note,
+        tables=(Table(("subset", "best single", "who answers", "held-back cases"), lines),),
+    )
 
 
 def _about(told: Fusion) -> dict[str, object]:

@@ -54,9 +54,9 @@ def _rule(modalities: Sequence[str], subset: Subset, values: Floats, truth: Trut
     known = ~np.isnan(values[:, -1])
     told = truth[known]
     if min(told.sum(), (~told).sum()) < FEWEST_CASES:
-        return SubsetRule(subset, subset[0] if len(subset) == 1 else PRODUCT)
+        return SubsetRule(subset, subset[0] if len(subset) == 1 else PRODUCT, subset[0])
     methods = methods_of(modalities)
-    chosen = best_single(modalities, subset, values, truth)
+    chosen = single = best_single(modalities, subset, values, truth)
     if len(subset) > 1:
         scores = {name: _auroc(values[known, methods.index(name)], told) for name in (PRODUCT, JOINT)}
         better = max(scores, key=lambda name: scores[name])
@@ -64,7 +64,7 @@ def _rule(modalities: Sequence[str], subset: Subset, values: Floats, truth: Trut
             chosen = better
     raw = values[known, methods.index(chosen)]
     platt = fit_platt(raw[:, None], told[:, None].astype(np.float64), "held back")
-    return SubsetRule(subset, chosen, platt.slope[0], platt.bias[0], int(known.sum()))
+    return SubsetRule(subset, chosen, single, platt.slope[0], platt.bias[0], int(known.sum()))
 
 
 def answer(modalities: Sequence[str], rules: Sequence[SubsetRule], made: Candidates, subset: Subset) -> Floats:
@@ -73,22 +73,29 @@ def answer(modalities: Sequence[str], rules: Sequence[SubsetRule], made: Candida
     return np.asarray(rule.slope * made[subset][:, methods_of(modalities).index(rule.method)] + rule.bias)
 
 
+def answer_own(modalities: Sequence[str], rules: Sequence[SubsetRule], own: Floats, present: npt.NDArray[np.bool_]) -> Floats:
+    """(N,) calibrated logits of each case's own subset: all that is present (N, M) of it; own (N, M + 2) by method."""
+    logits = np.full(len(present), np.nan)
+    for rule in rules:
+        rows = (present == [name in rule.modalities for name in modalities]).all(axis=1)
+        logits[rows] = rule.slope * own[rows, methods_of(modalities).index(rule.method)] + rule.bias
+    return logits
+
+
 def answer_all(
     modalities: Sequence[str], rules: Sequence[SubsetRule], made: Candidates, present: npt.NDArray[np.bool_]
 ) -> Floats:
-    """(N,) calibrated logits of each case's own subset: all that is present (N, M) of it."""
-    logits = np.full(len(present), np.nan)
-    for subset in subsets_of(modalities):
+    """The same, from the logits of every subset."""
+    own = np.full((len(present), len(modalities) + 2), np.nan)
+    for subset, values in made.items():
         rows = (present == [name in subset for name in modalities]).all(axis=1)
-        logits[rows] = answer(modalities, rules, made, subset)[rows]
-    return logits
+        own[rows] = values[rows]
+    return answer_own(modalities, rules, own, present)
 
 
 def conformal_bounds(probabilities: Floats, truth: Truth, coverage: float) -> ConformalBounds:
     """Each outcome for itself (Vovk's label-conditional conformal prediction): as many are covered among those that had it."""
-    return ConformalBounds(
-        coverage, _bound(probabilities[truth], coverage), _bound(1.0 - probabilities[~truth], coverage)
-    )
+    return ConformalBounds(coverage, _bound(probabilities[truth], coverage), _bound(1.0 - probabilities[~truth], coverage))
 
 
 def _bound(scores: Floats, coverage: float) -> float:

@@ -19,8 +19,8 @@ from adapters.tasks.account import Subset, subsets_of
 from adapters.tasks.fusion import SubsetRule
 from adapters.tasks.tabular import ABOVE, BELOW, CATEGORY, MISSING, TabularField
 from training.fusion_data import Case
-from training.fusion_fit import Learning, Part
-from training.fusion_rules import ConformalBounds, answer, answer_all, best_single, choose_rules, methods_of
+from training.fusion_fit import Part
+from training.fusion_rules import ConformalBounds, answer, answer_all, choose_rules, methods_of
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, brier, calibration_error, difference
 
 Floats = npt.NDArray[np.float64]
@@ -85,10 +85,15 @@ class FusionScores:
         return ~np.isnan(self.made[subset][:, -1])
 
     def raw(self, subset: Subset, method: str) -> Floats:
-        """(N,) logits of the subset by "product", "joint", a modality, "best single" (by the held-back cases) or "chosen"."""
+        """(N,) logits of the subset by "product", "joint", a modality, "best single" or "chosen"."""
         if method == CHOSEN:
             return answer(self.modalities, self.rules, self.made, subset)
-        return np.asarray(self.made[subset][:, methods_of(self.modalities).index(method)])
+        name = self.single(subset) if method == SINGLE else method
+        return np.asarray(self.made[subset][:, methods_of(self.modalities).index(name)])
+
+    def single(self, subset: Subset) -> str:
+        """The modality of the subset that alone did best on the held-back cases: what "no harm" is measured against."""
+        return next(rule.single for rule in self.rules if rule.modalities == subset)
 
     def estimate(self, scores: Floats, known: Bools | None = None) -> Estimate:
         """AUROC with patients resampled, among the known cases."""
@@ -150,23 +155,16 @@ class FusionScores:
         return PatientBootstrap([p for p, is_in in zip(self.patients, kept, strict=True) if is_in], self.resamples)
 
 
-def singles_of(held: FusionScores) -> Mapping[Subset, str]:
-    """The best single modality of each subset, by the held-back cases: what "no harm" is measured against."""
-    return {
-        subset: best_single(held.modalities, subset, held.made[subset], held.truth) for subset in subsets_of(held.modalities)
-    }
-
-
-def no_harm(scores: FusionScores, singles: Mapping[Subset, str]) -> dict[Subset, Estimate]:
+def no_harm(scores: FusionScores) -> dict[Subset, Estimate]:
     """For each subset of several modalities: AUROC of the answer minus that of its best single modality."""
     return {
-        subset: scores.compare(scores.raw(subset, CHOSEN), scores.raw(subset, singles[subset]))
+        subset: scores.compare(scores.raw(subset, CHOSEN), scores.raw(subset, SINGLE))
         for subset in scores.subsets
         if len(subset) > 1
     }
 
 
-def card_metrics(scores: FusionScores, singles: Mapping[Subset, str]) -> list[Metric]:
+def card_metrics(scores: FusionScores) -> list[Metric]:
     """What the card tells of a split."""
     error, squared = scores.calibration()
     made = [_metric(scores, "auroc", "all that is known", scores.estimate(scores.full))]
@@ -174,7 +172,7 @@ def card_metrics(scores: FusionScores, singles: Mapping[Subset, str]) -> list[Me
         _metric(scores, "auroc", " + ".join(subset), scores.estimate(scores.raw(subset, CHOSEN)), scores.known(subset))
         for subset in scores.subsets
     ]
-    made += [_metric(scores, "no-harm gap", " + ".join(subset), gap) for subset, gap in no_harm(scores, singles).items()]
+    made += [_metric(scores, "no-harm gap", " + ".join(subset), gap) for subset, gap in no_harm(scores).items()]
     for name, values in scores.boosted.items():
         made.append(_metric(scores, f"{name} auroc", "table", scores.estimate(values)))
         made.append(_metric(scores, f"gain over {name}", "all that is known", scores.compare(scores.full, values)))
@@ -193,22 +191,23 @@ def _metric(scores: FusionScores, name: str, label: str, found: Estimate, known:
 
 
 def score_boosting(
-    lessons: Learning, fields: Sequence[TabularField], learning: Sequence[Case], test: Sequence[Case], seed: int
+    parts: Sequence[Part], fields: Sequence[TabularField], learning: Sequence[Case], test: Sequence[Case], seed: int
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Scores of both baselines on the learning cases, each held back from its model, and on test by all of them."""
     held: dict[str, Floats] = {}
     tested: dict[str, Floats] = {}
+    truth = np.array([case.truth for case in learning], dtype=bool)
     if not fields:
         return held, tested
     tables = [_matrix(cases, fields) for cases in (learning, test)]
     for name, filled in ((ZEROS, [np.nan_to_num(table) for table in tables]), (NANS, tables)):
         own = np.full(len(learning), np.nan)
-        for part in lessons.parts:
-            model = _boosting(seed).fit(filled[0][part.learn], lessons.truth[part.learn])
+        for part in parts:
+            model = _boosting(seed).fit(filled[0][part.learn], truth[part.learn])
             own[part.held] = model.decision_function(filled[0][part.held])
         held[name] = own
         if len(test):
-            tested[name] = _boosting(seed).fit(filled[0], lessons.truth).decision_function(filled[1])
+            tested[name] = _boosting(seed).fit(filled[0], truth).decision_function(filled[1])
     return held, tested
 
 

@@ -32,10 +32,14 @@ _OPTIONS = ("shape", "modalities", "fields", "rules", "prior", "conformal_absent
 
 @dataclass(frozen=True)
 class SubsetRule:
-    """Who answers for a subset, and its calibration: logit = slope * raw + bias; cases: what that was fitted on."""
+    """Who answers for a subset, and its calibration: logit = slope * raw + bias; cases: what that was fitted on.
+
+    single: the modality of the subset that alone did best there.
+    """
 
     modalities: Subset
     method: str
+    single: str
     slope: float = 1.0
     bias: float = 0.0
     cases: int = 0
