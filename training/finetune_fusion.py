@@ -56,7 +56,6 @@ from training.fusion_scores import FusionScores, Grid, card_metrics, score_boost
 from training.invariance import InvarianceTrainee, SteadyTower
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest
-from training.segmentation import level_widths
 from training.trunk_cache import film_cache, to_pixels
 
 HELD = "held back"  # the split that cross-fitted figures are of
@@ -261,18 +260,19 @@ class _Features:
     def read(cls, job: Job, model: SteadyTower, cases: Sequence[Case]) -> _Features:
         backbone = job.backbone
         pixels = film_cache(_paths(cases), backbone.contract, job.cache, is_quiet=job.is_quiet)
-        device, described, tokens = next(model.parameters()).device, [], []
+        device, described, tokens, level_width = next(model.parameters()).device, [], [], 0
         for start in range(0, len(pixels), 16):
             shown = to_pixels(np.asarray(pixels[start : start + 16]), backbone.contract).to(device)
             features = model({"pixels": shown})
             described.append(describe(features).cpu())
             tokens.append(features.tokens.float().cpu())
+            level_width = int(features.levels[-2].shape[1])
         notes = [None if case.note is None else backbone.encode_text([case.note])[0].float().cpu().numpy() for case in cases]
         return cls(
             FilmFeatures(torch.cat(described).numpy(), torch.cat(tokens).numpy()),
             tuple(len(case.rows) for case in cases),
             tuple(notes),
-            level_widths(backbone)[-2],
+            level_width,
         )
 
 

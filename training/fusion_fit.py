@@ -33,6 +33,7 @@ Places = npt.NDArray[np.intp]
 LEVEL_WEIGHT = 2.0  # of the level at 3/4 in a film's descriptor, beside embedding and tokens
 FEWEST = 3  # cases with and without the outcome that an expert needs
 SMALLEST_SPREAD = 1e-4
+FULL_SOLUTION = 1_000_000  # cells up to which components are found exactly
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def principal_axes(rows: Floats, blocks: Sequence[int], count: int) -> tuple[Flo
     share = [LEVEL_WEIGHT if place == 2 else 1.0 for place in range(len(blocks))]
     scale = np.concatenate([np.full(width, weight / np.sqrt(width)) for width, weight in zip(blocks, share, strict=True)])
     scale = scale / np.maximum(spread, SMALLEST_SPREAD)
-    pca = PCA(count, svd_solver="full", whiten=True).fit((rows - mean) * scale)
+    solver = "full" if rows.size <= FULL_SOLUTION else "randomized"
+    pca = PCA(count, svd_solver=solver, random_state=0).fit((rows - mean) * scale)
     strength = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
     return mean, scale[:, None] * pca.components_.T / strength
 

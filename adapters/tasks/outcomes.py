@@ -101,7 +101,8 @@ class CleanNote:
 
 def remove_outcomes(note: str) -> CleanNote:
     """The note without the sentences that state an outcome (the rule stands at the top of this file)."""
-    kept, removed = [], []
+    kept: list[str] = []
+    removed: list[str] = []
     for sentence in sentences(note):
         (removed if _STATED.search(sentence) else kept).append(sentence)
     return CleanNote(" ".join(kept), tuple(removed))
@@ -109,7 +110,8 @@ def remove_outcomes(note: str) -> CleanNote:
 
 def sentences(note: str) -> list[str]:
     """The sentences of a note, each with its final mark, without surrounding space; empty ones are left out."""
-    found, start = [], 0
+    found: list[str] = []
+    start = 0
     for match in _END.finditer(note):
         if match[0] == "." and _ABBREVIATION.search(note[start : match.end()]):
             continue

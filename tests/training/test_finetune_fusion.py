@@ -24,9 +24,11 @@ from foundation.readers import read_film
 from training.finetune import finetune
 from training.finetune_fusion import FusionRecipe
 from training.finetune_job import FinetuneResult
+from training.fusion_check import FusionCheck, fusion_sections
 from training.fusion_data import read_cases
 from training.manifest import load_manifest
 from training.recipe import fill, read_recipe
+from training.scoring import Running
 
 MODALITIES = ("film", "note", "laboratory", "patient")
 Trained = tuple[Path, FinetuneResult]
@@ -120,6 +122,20 @@ def test_the_report_tells_every_subset_and_the_grid(trained: Trained) -> None:
     assert "Few rows" in words
     assert "Shapley" in words
     assert str(folder) not in words
+
+
+def test_the_finished_adapter_is_evaluated_alike(trained: Trained) -> None:
+    """`vesalius evaluate` on the folder gives the figures that training wrote for the same split."""
+    folder, result = trained
+    backbone = FakeBackbone()
+    adapter = read_adapter(result.adapter, backbone)
+    manifest = load_manifest(folder / "manifest.jsonl")
+    sections = fusion_sections(FusionCheck(backbone, adapter, manifest, "test", Running(), 50, 0))  # type: ignore[arg-type]
+    again = {(m.label, m.by): m.estimate.value for m in sections[0].measures}
+    before = {m.label: m.value for m in result.card.metrics if m.split == "test" and m.name == "auroc"}
+    for subset in (("film",), ("film", "laboratory"), MODALITIES):
+        assert again[" + ".join(subset), "chosen"] == pytest.approx(before[" + ".join(subset)], abs=1e-4)
+    assert "boosting, zeros" in {m.by for section in sections for m in section.measures}
 
 
 def test_the_card_describes_its_fields(trained: Trained) -> None:
