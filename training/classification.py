@@ -1,7 +1,7 @@
-"""Training of the classification task: an image tower with LoRA, a head that starts as zero-shot, and its losses.
+"""Training of the classification task: an image tower with LoRA and a head that starts as zero-shot.
 
 `ClassificationTrainee` is what `loop.py` sees; `finetune_classification.py` feeds it films and makes
-the adapter.
+the adapter. Losses stand in `label_losses.py`, what is known of a film in `label_table.py`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.lora import targets_from
-from adapters.tasks.classification import ClassificationHead, Prompts
+from adapters.tasks.classification import NORMAL, ClassificationHead, Prompts
+from adapters.tasks.levels import pool_levels
 from foundation.towers import block_index
-from training.adapted_tower import AdaptedTower
+from training.adapted_tower import AdaptedTower, level_widths
 from training.finetune_job import TrainableBackbone
-from training.finetune_recipe import FinetuneRecipe, TrainingRecipe
+from training.finetune_recipe import FinetuneRecipe, HeadRecipe, PaceRecipe, TrainingRecipe
+from training.label_losses import LabelLoss
+from training.label_table import LabelTable
+from training.level_fit import Seen
+from training.loop import ParameterGroup
 from training.manifest import Row
 from training.metrics import auroc
 from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
@@ -33,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Films:
-    """The films of one split: pixels (N, S, S, C) uint8 and truth (N, K), 1 where a label holds."""
+    """The films of one split: pixels (N, S, S, C) uint8 and truth (N, K), 1 where a label holds, NaN where unknown."""
 
     rows: tuple[Row, ...]
     pixels: npt.NDArray[np.uint8]
@@ -49,14 +53,37 @@ class AdaptedClassifier(AdaptedTower):
 
     head: ClassificationHead
 
-    def __init__(self, backbone: TrainableBackbone, recipe: FinetuneRecipe, labels: Sequence[str]) -> None:
-        head = ClassificationHead(len(labels), backbone.embed_dim, backbone.width)
-        head.start_from_text(backbone, Prompts.from_templates(labels, recipe.head.templates, recipe.head.negatives))
+    def __init__(self, backbone: TrainableBackbone, recipe: FinetuneRecipe, table: LabelTable) -> None:
+        pools = recipe.head.pools
+        widths = level_widths(backbone) if pools else ()
+        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools)
+        head.start_from_text(backbone, prompts_of(table, recipe.head))
         super().__init__(backbone, recipe.lora, head)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        logits: Tensor = self.head(self.features(batch))
+        features = self.features(batch)
+        logits: Tensor = self.head(features, self.pooled(batch, features.levels))
         return logits
+
+    def pooled(self, batch: Mapping[str, Any], levels: Sequence[Tensor]) -> Tensor | None:
+        """(B, F) pooled levels: those below the first adapted block from the cache, the others as they are now."""
+        if self.head.levels is None:
+            return None
+        pools = self.head.levels.pools
+        if "below" not in batch:
+            return pool_levels(levels, pools)
+        above = sum(tap >= self.first_block for tap in self.tower.taps)
+        return torch.cat([batch["below"], pool_levels(levels[-above:], pools)], dim=1)
+
+    def groups(self, pace: PaceRecipe) -> list[ParameterGroup]:
+        """The reading of the levels, fitted already, moves at a rate and with a decay of its own."""
+        lora, head = super().groups(pace)
+        if self.head.levels is None or not isinstance(pace, TrainingRecipe):
+            return [lora, head]
+        reading = list(self.head.levels.parameters())
+        others = [one for one in head.parameters if all(one is not other for other in reading)]
+        levels = ParameterGroup("levels", reading, pace.level_rate, pace.level_decay)
+        return [lora, ParameterGroup("head", others, head.learning_rate), levels]
 
 
 class ClassificationTrainee:
@@ -66,14 +93,15 @@ class ClassificationTrainee:
         self,
         backbone: TrainableBackbone,
         recipe: FinetuneRecipe,
+        table: LabelTable,
         films: Mapping[str, Films],
         cache: Path,
         *,
         is_quiet: bool = False,
     ) -> None:
-        self.recipe, self.films, self.contract = recipe, films, backbone.contract
+        self.recipe, self.table, self.films, self.contract = recipe, table, films, backbone.contract
         self.truth = torch.from_numpy(films["train"].truth)
-        self.weights = positive_weights(self.truth, recipe.training.max_positive_weight)
+        self.criterion = LabelLoss(recipe.training, table.exclusive, self.truth)
         self.chances = patient_chances(films["train"].patients, recipe.data.patient_balance)
         first_block = block_index(targets_from(backbone.lora_targets(), recipe.lora.first_block)[0])
         self.trunk = {
@@ -88,6 +116,7 @@ class ClassificationTrainee:
                 strength=recipe.views.strength,
                 seed=recipe.seed,
                 precision=recipe.training.precision,
+                pools=recipe.head.pools,
                 is_quiet=is_quiet,
             )
             for split, views in (("train", recipe.views.cached), ("val", 1))
@@ -108,22 +137,53 @@ class ClassificationTrainee:
         batch: dict[str, Any] = {"truth": self.truth[films]}
         if trunk := self.trunk.get("train"):
             views = [seed % trunk.hidden.shape[1] for _, seed in draws]
-            return batch | {"hidden": trunk.state(films, views), "grid": trunk.grid}
+            return batch | trunk.batch(films, views)
         shown = np.asarray(self.films["train"].pixels[films])
         return batch | {"pixels": augmented_pixels(shown, self.contract, self.recipe.views.strength, draws[0][1])}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
-        logits, truth = model(batch).float(), batch["truth"]
-        if not self.recipe.data.multi_label:
-            smoothing = self.recipe.training.label_smoothing
-            return F.cross_entropy(logits, truth.argmax(dim=1), label_smoothing=smoothing), {}
-        return multi_label_loss(logits, truth, self.weights.to(logits.device), self.recipe.training), {}
+        if self.recipe.training.mixup:
+            return self._mixed_loss(model, batch), {}
+        return self.criterion(model(batch).float(), batch["truth"]), {}
+
+    def _mixed_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Mixup (Zhang 2018) on what enters the model, pixels or cached features: each film with its neighbour in the batch."""
+        alpha = self.recipe.training.mixup
+        share = float(np.random.beta(alpha, alpha))
+        blended = {
+            name: share * value + (1 - share) * value.roll(1, dims=0)
+            for name, value in batch.items()
+            if name in ("pixels", "hidden", "below")
+        }
+        logits, truth = model({**batch, **blended}).float(), batch["truth"]
+        return share * self.criterion(logits, truth) + (1 - share) * self.criterion(logits, truth.roll(1, dims=0))
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Mean AUROC over the labels on `val`."""
         trunk = self.trunk.get("val")
         scores = self.logits(model, self.films["val"]) if trunk is None else _logits_from_trunk(model, trunk)
-        return {"auroc": mean_auroc(rankable(scores, self.recipe.data.multi_label), self.films["val"].truth)}
+        return {"auroc": mean_auroc(rankable(scores, self.table.exclusive), self.films["val"].truth)}
+
+    @torch.inference_mode()
+    def seen(self, model: AdaptedClassifier, split: str, batch_size: int = 64) -> Seen:
+        """What the head has to go by on a split's films as they are (view 0): pooled levels, its logits, the truth."""
+        model.eval()
+        films, trunk = self.films[split], self.trunk.get(split)
+        device = next(model.parameters()).device
+        pooled, logits = [], []
+        for start in range(0, len(films.rows), batch_size):
+            places = range(start, min(start + batch_size, len(films.rows)))
+            if trunk is None:
+                batch = {"pixels": to_pixels(np.asarray(films.pixels[places.start : places.stop]), self.contract)}
+            else:
+                batch = trunk.batch(places, [0] * len(places))
+            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            features = model.features(batch)
+            found = model.pooled(batch, features.levels)
+            assert found is not None
+            pooled.append(found.float().cpu())
+            logits.append(model.head(features, found).cpu())
+        return Seen(torch.cat(pooled).numpy(), torch.cat(logits).double().numpy(), films.truth)
 
     @torch.inference_mode()
     def logits(self, model: nn.Module, films: Films, batch_size: int = 32) -> Floats:
@@ -142,21 +202,40 @@ def _logits_from_trunk(model: nn.Module, trunk: TrunkCache, batch_size: int = 64
     rows = []
     for start in range(0, len(trunk.hidden), batch_size):
         films = range(start, min(start + batch_size, len(trunk.hidden)))
-        rows.append(model({"hidden": trunk.state(films, [0] * len(films)).to(device), "grid": trunk.grid}))
+        batch = trunk.batch(films, [0] * len(films))
+        rows.append(model({name: one.to(device) if isinstance(one, Tensor) else one for name, one in batch.items()}))
     return np.asarray(torch.cat(rows).double().cpu().numpy())
 
 
-def rankable(logits: Floats, is_multi_label: bool) -> Floats:
+def prompts_of(table: LabelTable, recipe: HeadRecipe) -> Prompts:
+    """The recipe's templates for each label; "normal", where it is a class, is said by denying the classes beside it."""
+    templates, negatives = recipe.templates, recipe.negatives
+    plain = Prompts.from_templates(table.labels, templates, negatives)
+    positive, negative = list(plain.positive), list(plain.negative)
+    for column, label in enumerate(table.labels):
+        if label == NORMAL and negatives:
+            others = [name for group in table.groups if label in group.labels for name in group.labels if name != label]
+            positive[column] = tuple(text.format(name) for text in negatives for name in others)
+            negative[column] = tuple(text.format(name) for text in templates for name in others)
+    return Prompts(tuple(positive), tuple(negative))
+
+
+def rankable(logits: Floats, exclusive: Sequence[Sequence[int]] = ()) -> Floats:
     """(N, K) scores by which films may be ranked for a label; of classes only the log probabilities are comparable."""
-    if is_multi_label:
-        return logits
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    scores = logits.copy()
+    for columns in exclusive:
+        part = logits[:, list(columns)]
+        shifted = part - part.max(axis=1, keepdims=True)
+        scores[:, list(columns)] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return scores
 
 
 def mean_auroc(scores: Floats, truth: npt.NDArray[np.float32]) -> float:
-    """Mean over the labels that have both positives and negatives; 0.5 where none has."""
-    values = np.array([auroc(scores[:, k], truth[:, k] > 0.5)[0] for k in range(truth.shape[1])])
+    """Mean over the labels that have both positives and negatives among the known; 0.5 where none has."""
+    values = []
+    for k in range(truth.shape[1]):
+        known = ~np.isnan(truth[:, k])
+        values.append(auroc(scores[known, k], truth[known, k] > 0.5)[0] if known.any() else np.nan)
     return float(np.nanmean(values)) if np.isfinite(values).any() else 0.5
 
 
@@ -165,21 +244,3 @@ def patient_chances(patients: Sequence[str], balance: float) -> Floats:
     films_of = Counter(patients)
     weights = np.array([films_of[patient] ** -balance for patient in patients])
     return np.asarray(weights / weights.sum())
-
-
-def positive_weights(truth: Tensor, limit: float) -> Tensor:
-    """(N, K) -> (K,): the square root of negatives over positives, from 1 to `limit`."""
-    positives = truth.sum(dim=0).clamp(min=1.0)
-    return ((len(truth) - positives) / positives).sqrt().clamp(1.0, limit)
-
-
-def multi_label_loss(logits: Tensor, truth: Tensor, weights: Tensor, recipe: TrainingRecipe) -> Tensor:
-    """Weighted cross-entropy of each label, or the asymmetric loss (Ridnik 2021): easy negatives hardly count."""
-    target = truth * (1 - 2 * recipe.label_smoothing) + recipe.label_smoothing
-    if recipe.loss == "bce":
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
-    p = torch.sigmoid(logits)
-    shifted = (p - 0.05).clamp(min=0.0, max=1 - 1e-6)
-    positive = weights * target * F.logsigmoid(logits) * (1 - p)
-    negative = (1 - target) * torch.log1p(-shifted) * shifted**2
-    return -(positive + negative).mean()

@@ -12,7 +12,9 @@ from adapters.tasks.classification import NORMAL
 from foundation.errors import InvalidRequest
 from training.augment import AugmentStrength
 
-LOSSES = ("bce", "asymmetric")
+LOSSES = ("bce", "asymmetric", "focal")
+CLASS_LOSSES = ("ce", "logit_adjusted", "focal")
+UNCERTAIN = ("ignore", "ones", "zeros", "soft")
 _GENTLE = AugmentStrength(
     rotate_degrees=7.0, zoom=0.1, shift=0.04, gamma=0.25, contrast=0.2, brightness=0.06, noise=0.015, erase=0.0
 )
@@ -31,11 +33,41 @@ class RowsRecipe:
 
 
 @dataclass(frozen=True)
+class LabelGroup:
+    """Labels that are learnt and scored among the rows that match `where` only; elsewhere they are unknown.
+
+    multi_label: any of them may hold; otherwise exactly one does, and "normal" may be a class among them.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    multi_label: bool = True
+    where: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if NORMAL in self.labels and self.multi_label:
+            raise InvalidRequest(
+                f"{NORMAL!r} is the absence of the labels and is derived from them; take it out of the labels.",
+                param="labels",
+            )
+        if not self.labels or (not self.multi_label and len(self.labels) < 2):
+            raise InvalidRequest(f"The group {self.name!r} has too few labels to choose from.", param="labels")
+
+
+@dataclass(frozen=True)
 class DataRecipe(RowsRecipe):
-    """Which labels. Empty `labels` means every label of the training rows but "normal"."""
+    """Which labels. Empty `labels` means every label of the training rows ("normal" only where it is a class).
+
+    heads: groups of labels in place of `labels` and `multi_label`, for several tasks at once.
+    uncertain: what a label in a row's `uncertain` list counts as in training; it is never scored.
+    phantoms: synthetic films that join the training rows, where their findings are among the labels.
+    """
 
     labels: tuple[str, ...] = ()
     multi_label: bool = True
+    heads: tuple[LabelGroup, ...] = ()
+    uncertain: str = "ignore"
+    phantoms: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,10 +82,16 @@ class LoraRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """The prompts the head starts from; without `negatives` only the positive side is used."""
+    """The prompts the head starts from; without `negatives` only the positive side is used.
+
+    pools: how the tower's levels are pooled for the linear reading of them (mean, max, std); empty reads none.
+    penalties: what its L2 penalty is chosen from on validation, before fine-tuning begins (`level_fit.py`).
+    """
 
     templates: tuple[str, ...] = ("there is {}", "evidence of {}", "findings consistent with {}")
     negatives: tuple[str, ...] = ("there is no {}", "no evidence of {}", "without {}")
+    pools: tuple[str, ...] = ("mean",)
+    penalties: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)
 
 
 @dataclass(frozen=True)
@@ -69,7 +107,11 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class PaceRecipe:
-    """How long and how fast. patience: epochs without a better validation before training stops."""
+    """How long and how fast. patience: epochs without a better validation before training stops.
+
+    average: the share of itself that a running mean of the weights keeps at each step; the mean is what is validated
+    and kept. 0 keeps the weights as they are.
+    """
 
     epochs: int = 10
     batch_size: int = 64
@@ -80,15 +122,24 @@ class PaceRecipe:
     warmup: float = 0.05
     patience: int = 3
     precision: str = "fp32"
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingRecipe(PaceRecipe):
-    """max_positive_weight: positives of rare findings count up to this much more (1: no weighting)."""
+    """max_positive_weight: positives of rare findings count up to this much more (1: no weighting).
+
+    loss: of multi-label groups; class_loss: of the others. level_rate, level_decay: of the linear reading of the levels.
+    mixup: films are blended with others of their batch by a share from Beta(mixup, mixup); 0 blends none.
+    """
 
     loss: str = "bce"
+    class_loss: str = "ce"
     max_positive_weight: float = 4.0
     label_smoothing: float = 0.0
+    level_rate: float = 1e-5
+    level_decay: float = 0.1
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,15 +186,24 @@ class FinetuneRecipe:
     card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
-        if self.training.loss not in LOSSES:
-            known = ", ".join(LOSSES)
-            raise InvalidRequest(f"training.loss is {self.training.loss!r}; choose one of {known}.", param="loss")
+        chosen = {
+            "training.loss": (self.training.loss, LOSSES),
+            "training.class_loss": (self.training.class_loss, CLASS_LOSSES),
+            "data.uncertain": (self.data.uncertain, UNCERTAIN),
+        }
+        for name, (value, known) in chosen.items():
+            if value not in known:
+                raise InvalidRequest(f"{name} is {value!r}; choose one of {', '.join(known)}.", param=name.split(".")[1])
         if not 0.0 <= self.training.label_smoothing < 0.5:
             raise InvalidRequest("training.label_smoothing must lie from 0 to below 0.5.", param="label_smoothing")
-        if NORMAL in self.data.labels:
+        if NORMAL in self.data.labels and self.data.multi_label:
             raise InvalidRequest(
                 f"{NORMAL!r} is the absence of the labels and is derived from them; take it out of data.labels.",
                 param="labels",
             )
+        if self.data.heads and self.data.labels:
+            raise InvalidRequest("Name the labels in data.labels or in data.heads, not in both.", param="labels")
+        if self.head.pools and not self.head.penalties:
+            raise InvalidRequest("head.penalties must name at least one penalty where levels are read.", param="penalties")
         if self.views.cached < 0:
             raise InvalidRequest("views.cached must be 0 or more.", param="cached")

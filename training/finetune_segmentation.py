@@ -18,6 +18,7 @@ from adapters.files import Adapter, write_adapter
 from adapters.lora import remove_lora
 from adapters.tasks.segmentation import TASK, Segmenter
 from foundation.errors import InvalidRequest, ManifestError
+from training.adapted_tower import level_widths
 from training.augment import AugmentStrength
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
@@ -36,7 +37,7 @@ from training.masks import (
     read_masked,
 )
 from training.metrics import Statistic
-from training.segmentation import AdaptedSegmenter, SegmentationTrainee, level_widths
+from training.segmentation import AdaptedSegmenter, SegmentationTrainee
 from training.segmentation_scores import (
     DISTANCES,
     MEASURES,

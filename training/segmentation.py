@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from adapters.tasks.segmentation import SegmentationHead, SegmentationOutput
 from foundation.preprocess import InputContract
-from training.adapted_tower import AdaptedTower
+from training.adapted_tower import AdaptedTower, level_widths
 from training.augment import AugmentStrength, augment_with_masks
 from training.classification import patient_chances
 from training.finetune_job import TrainableBackbone
@@ -149,15 +149,6 @@ def dice_and_entropy() -> Loss:
     from monai.losses import DiceCELoss
 
     return cast(Loss, DiceCELoss(sigmoid=True))
-
-
-def level_widths(backbone: TrainableBackbone) -> tuple[int, ...]:
-    """The channels of each level, found by showing the tower a black picture."""
-    size = backbone.contract.size
-    device = next(backbone.image_tower.parameters()).device
-    with torch.inference_mode():
-        output = backbone.image_tower(torch.zeros(1, 3, size, size, device=device))
-    return tuple(int(level.shape[1]) for level in output.levels)
 
 
 def halved(masks: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from foundation.errors import AdapterRefused
 Head = TypeVar("Head", bound=nn.Module)
 
 
-def head_options(card: AdapterCard, task: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The card's `head`, which must hold exactly `names`; refused where the card is of another task."""
+def head_options(card: AdapterCard, task: str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The card's `head`, which must hold `names`, may hold `optional` and nothing else; refused where the task is another."""
     if card.task != task:
         raise AdapterRefused(f"The adapter {card.name!r} is for {card.task}, not for {task}.")
     options: dict[str, Any] = dict(card.head)
-    odd = sorted(set(options) ^ set(names))
+    odd = sorted((set(options) - set(optional)) ^ set(names))
     if odd:
         raise AdapterRefused(f"The card's head needs {', '.join(names)} and nothing else; odd are {', '.join(odd)}.")
     return options
