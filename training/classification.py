@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from training.metrics import auroc
 from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
 
 Floats = npt.NDArray[np.float64]
+STUDY_HIDDEN = 32
+FILMS_OF_STUDY = 4  # in a training batch; a study of more shows others in other epochs
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,25 @@ class Films:
     def patients(self) -> list[str]:
         return [row.patient_id for row in self.rows]
 
+    def take(self, places: npt.NDArray[np.int64]) -> Films:
+        """These films, in this order."""
+        return Films(tuple(self.rows[place] for place in places), np.asarray(self.pixels[places]), self.truth[places])
+
+    @cached_property
+    def study(self) -> npt.NDArray[np.int64]:
+        """(N,) which study each film is of, from 0 on in order of appearance; a row without `study_id` is one of its own."""
+        names = [str(row.get("study_id") or f"row {row.id}") for row in self.rows]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([numbers[name] for name in names], dtype=np.int64)
+
+    def by_study(self) -> Films:
+        """One entry a study: its first row, no pixels; a label holds where it holds for any of its films."""
+        first = np.unique(self.study, return_index=True)[1]
+        truth = np.full((len(first), self.truth.shape[1]), np.nan, np.float32)
+        for place, number in enumerate(self.study):
+            truth[number] = np.fmax(truth[number], self.truth[place])
+        return Films(tuple(self.rows[place] for place in first), self.pixels[:0], truth)
+
 
 class AdaptedClassifier(AdaptedTower):
     """The adapted tower with the classification head, started from text."""
@@ -56,13 +78,18 @@ class AdaptedClassifier(AdaptedTower):
     def __init__(self, backbone: TrainableBackbone, recipe: FinetuneRecipe, table: LabelTable) -> None:
         pools = recipe.head.pools
         widths = level_widths(backbone) if pools else ()
-        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools)
+        hidden = STUDY_HIDDEN if recipe.data.studies else 0
+        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden)
         head.start_from_text(backbone, prompts_of(table, recipe.head))
         super().__init__(backbone, recipe.lora, head)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """(B, K), or (number of studies, K) where the batch says which `study` each film is of."""
         features = self.features(batch)
-        logits: Tensor = self.head(features, self.pooled(batch, features.levels))
+        pooled = self.pooled(batch, features.levels)
+        if "study" in batch:
+            return self.head.of_studies(features, batch["study"], pooled)
+        logits: Tensor = self.head(features, pooled)
         return logits
 
     def pooled(self, batch: Mapping[str, Any], levels: Sequence[Tensor]) -> Tensor | None:
@@ -103,6 +130,12 @@ class ClassificationTrainee:
         self.truth = torch.from_numpy(films["train"].truth)
         self.criterion = LabelLoss(recipe.training, table.exclusive, self.truth)
         self.chances = patient_chances(films["train"].patients, recipe.data.patient_balance)
+        self.films_of: list[list[int]] = []
+        if recipe.data.studies:
+            self.films_of = [
+                np.flatnonzero(films["train"].study == one).tolist() for one in range(films["train"].study.max() + 1)
+            ]
+            self.study_truth = torch.from_numpy(films["train"].by_study().truth)
         first_block = block_index(targets_from(backbone.lora_targets(), recipe.lora.first_block)[0])
         self.trunk = {
             split: TrunkCache.build(
@@ -126,15 +159,31 @@ class ClassificationTrainee:
     def plan(self, epoch: int) -> Sequence[Sequence[tuple[int, int]]]:
         """Batches of (film, view seed); as many films as there are, patients balanced as the recipe says."""
         random = np.random.default_rng((self.recipe.seed, epoch))
+        if self.films_of:
+            return self._plan_studies(random)
         count, size = len(self.chances), self.recipe.training.batch_size
         films = random.choice(count, size=count, p=self.chances).tolist()
         seeds = random.integers(0, 2**31, size=count).tolist()
         draws = list(zip(films, seeds, strict=True))
         return [draws[start : start + size] for start in range(0, count, size)]
 
+    def _plan_studies(self, random: np.random.Generator) -> Sequence[Sequence[tuple[int, int]]]:
+        """Batches of whole studies, of each at most FILMS_OF_STUDY films; `batch_size` counts studies."""
+        weights = np.array([self.chances[films].sum() for films in self.films_of])
+        size = self.recipe.training.batch_size
+        drawn = random.choice(len(weights), size=len(weights), p=weights / weights.sum())
+        shown = [random.permutation(self.films_of[one])[:FILMS_OF_STUDY].tolist() for one in drawn]
+        return [
+            [(film, int(random.integers(2**31))) for films in shown[start : start + size] for film in films]
+            for start in range(0, len(shown), size)
+        ]
+
     def load(self, draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
         films = [film for film, _ in draws]
         batch: dict[str, Any] = {"truth": self.truth[films]}
+        if self.films_of:
+            which, place = np.unique(self.films["train"].study[films], return_inverse=True)
+            batch = {"truth": self.study_truth[which], "study": torch.from_numpy(place)}
         if trunk := self.trunk.get("train"):
             views = [seed % trunk.hidden.shape[1] for _, seed in draws]
             return batch | trunk.batch(films, views)
@@ -142,7 +191,7 @@ class ClassificationTrainee:
         return batch | {"pixels": augmented_pixels(shown, self.contract, self.recipe.views.strength, draws[0][1])}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
-        if self.recipe.training.mixup:
+        if self.recipe.training.mixup and not self.films_of:
             return self._mixed_loss(model, batch), {}
         return self.criterion(model(batch).float(), batch["truth"]), {}
 
@@ -160,41 +209,70 @@ class ClassificationTrainee:
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Mean AUROC over the labels on `val`."""
-        trunk = self.trunk.get("val")
-        scores = self.logits(model, self.films["val"]) if trunk is None else _logits_from_trunk(model, trunk)
-        return {"auroc": mean_auroc(rankable(scores, self.table.exclusive), self.films["val"].truth)}
+        trunk, films = self.trunk.get("val"), self.films["val"]
+        scores = self.logits(model, films) if self.films_of or trunk is None else _logits_from_trunk(model, trunk)
+        truth = films.by_study().truth if self.films_of else films.truth
+        return {"auroc": mean_auroc(rankable(scores, self.table.exclusive), truth)}
 
     @torch.inference_mode()
     def seen(self, model: AdaptedClassifier, split: str, batch_size: int = 64) -> Seen:
-        """What the head has to go by on a split's films as they are (view 0): pooled levels, its logits, the truth."""
+        """What the head has to go by on a split's films, in all their cached views: pooled levels, its logits, the truth."""
         model.eval()
         films, trunk = self.films[split], self.trunk.get(split)
+        count, views = len(films.rows), trunk.hidden.shape[1] if trunk else 1
         device = next(model.parameters()).device
         pooled, logits = [], []
-        for start in range(0, len(films.rows), batch_size):
-            places = range(start, min(start + batch_size, len(films.rows)))
+        for start in range(0, count * views, batch_size):
+            places = range(start, min(start + batch_size, count * views))
             if trunk is None:
                 batch = {"pixels": to_pixels(np.asarray(films.pixels[places.start : places.stop]), self.contract)}
             else:
-                batch = trunk.batch(places, [0] * len(places))
+                batch = trunk.batch([place % count for place in places], [place // count for place in places])
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             features = model.features(batch)
             found = model.pooled(batch, features.levels)
             assert found is not None
             pooled.append(found.float().cpu())
             logits.append(model.head(features, found).cpu())
-        return Seen(torch.cat(pooled).numpy(), torch.cat(logits).double().numpy(), films.truth)
+        truth = np.tile(films.truth, (views, 1))
+        return Seen(torch.cat(pooled).numpy(), torch.cat(logits).double().numpy(), truth)
+
+    @torch.inference_mode()
+    def embeddings(self, model: AdaptedClassifier, films: Films, batch_size: int = 32) -> Tensor:
+        """(N, E) unit embeddings of the films as they are."""
+        model.eval()
+        device = next(model.parameters()).device
+        rows = []
+        for start in range(0, len(films.rows), batch_size):
+            pixels = to_pixels(np.asarray(films.pixels[start : start + batch_size]), self.contract).to(device)
+            rows.append(model.features({"pixels": pixels}).embedding.cpu())
+        return torch.cat(rows)
 
     @torch.inference_mode()
     def logits(self, model: nn.Module, films: Films, batch_size: int = 32) -> Floats:
-        """(N, K) raw outputs through the whole tower in float32, as serving computes them."""
+        """(N, K) raw outputs through the whole tower in float32, as serving computes them; of studies where they are items."""
         model.eval()
         device = next(model.parameters()).device
-        rows = [
-            model({"pixels": to_pixels(np.asarray(films.pixels[start : start + batch_size]), self.contract).to(device)})
-            for start in range(0, len(films.rows), batch_size)
-        ]
+        numbers = films.study if self.films_of else np.arange(len(films.rows))
+        rows = []
+        for chunk in _whole_studies(numbers, batch_size):
+            pixels = to_pixels(np.asarray(films.pixels[chunk]), self.contract).to(device)
+            own = np.unique(numbers[chunk], return_inverse=True)[1]
+            extra = {"study": torch.from_numpy(own).to(device)} if self.films_of else {}
+            rows.append(model({"pixels": pixels, **extra}))
         return np.asarray(torch.cat(rows).double().cpu().numpy())
+
+
+def _whole_studies(numbers: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    """Places of films in batches of about `size`, study by study and never parting one."""
+    order = np.argsort(numbers, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(numbers[order])) + 1, len(order))
+    chunks, start = [], 0
+    for end in ends:
+        if end - start >= size or end == len(order):
+            chunks.append(order[start:end])
+            start = int(end)
+    return chunks
 
 
 def _logits_from_trunk(model: nn.Module, trunk: TrunkCache, batch_size: int = 64) -> Floats:

@@ -9,17 +9,21 @@ zero-shot answers. What is trained stands in `classification.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapters.card import Metric
 from adapters.files import Adapter, write_adapter
 from adapters.lora import LoraWeights, remove_lora
+from foundation.preprocess import InputContract
+from training.augment import AugmentStrength, augment
 from training.calibrate import calibrate_labels
 from training.classification import AdaptedClassifier, ClassificationTrainee, Films, mean_auroc, rankable
+from training.few_shot import TRIALS, blend_prototypes, draw_shots
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import FinetuneRecipe
 from training.finetune_report import Scored, write_report
@@ -28,10 +32,11 @@ from training.level_fit import fit_levels
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest, Row
 from training.phantom_rows import FIRST_SEED, HELD_OUT_SEED, phantom_films, phantom_rows, phantom_truth
-from training.trunk_cache import film_cache
+from training.trunk_cache import film_cache, to_unit
 
 HELD_OUT_PHANTOMS = 200
 PHANTOMS = "phantoms"
+ALTERED = "test, altered"
 Floats = npt.NDArray[np.float64]
 Job = FinetuneJob[FinetuneRecipe]
 
@@ -49,10 +54,14 @@ def train_classification(job: Job) -> FinetuneResult:
     if recipe.data.phantoms:
         films["train"] = _joined(films["train"], _phantoms(job, table, recipe.data.phantoms, FIRST_SEED))
         films[PHANTOMS] = _phantoms(job, table, HELD_OUT_PHANTOMS, HELD_OUT_SEED)
-    trained = _train(job, table, films)
-    calibration, thresholds = calibrate_labels(trained.logits["val"], films["val"].truth, table.exclusive, "val")
+    if recipe.views.altered is not None and "test" in films:
+        films[ALTERED] = _altered(films["test"], job.backbone.contract, recipe.views.altered)
+    trials = _few_shot(job, table, films) if recipe.data.shots else (_train(job, table, films),)
+    trained = trials[0]
+    items = {split: films[split].by_study() if recipe.data.studies else films[split] for split in trained.logits}
+    calibration, thresholds = calibrate_labels(trained.logits["val"], items["val"].truth, table.exclusive, "val")
     scored = [
-        Scored(split, table, films[split].truth, logits, trained.zero_shot[split], films[split].patients)
+        Scored(split, table, items[split].truth, logits, trained.zero_shot[split], items[split].patients)
         for split, logits in trained.logits.items()
     ]
     is_one_choice = len(table.exclusive) == len(table.groups) == 1
@@ -63,7 +72,10 @@ def train_classification(job: Job) -> FinetuneResult:
         head=trained.options | ({} if is_one_choice or not table.exclusive else {"exclusive": table.exclusive}),
         calibration=calibration,
         thresholds=thresholds,
-        metrics=tuple(metric for each in scored for metric in each.metrics(calibration)),
+        metrics=(
+            *(metric for each in scored for metric in each.metrics(calibration, recipe.data.contrasts)),
+            *(shot_metrics(recipe.seed, trials, items, table) if recipe.data.shots else ()),
+        ),
     )
     card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))
     write_report(job.out, card, trained.report, {split: len(each.rows) for split, each in films.items()})
@@ -71,8 +83,8 @@ def train_classification(job: Job) -> FinetuneResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Trained:
-    """The best epoch's weights, and raw outputs (N, K) by split after and before training."""
+class Trained:
+    """The best epoch's weights, and raw outputs (N, K) by split: trained, before, and after the blend of few shots."""
 
     lora: LoraWeights
     head: Mapping[str, Tensor]
@@ -80,9 +92,36 @@ class _Trained:
     report: LoopReport
     logits: Mapping[str, Floats]
     zero_shot: Mapping[str, Floats]
+    blended: Mapping[str, Floats]
 
 
-def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> _Trained:
+def _few_shot(job: Job, table: LabelTable, films: Mapping[str, Films]) -> tuple[Trained, ...]:
+    """One training for each of three seeds, each on shots of its own; the first makes the adapter."""
+    trials = []
+    for seed in range(job.recipe.seed, job.recipe.seed + TRIALS):
+        chosen = draw_shots(films["train"].truth, films["train"].patients, job.recipe.data.shots, seed)
+        own = replace(job, recipe=replace(job.recipe, seed=seed), out=job.out / f"seed-{seed}")
+        trials.append(_train(own, table, {**films, "train": films["train"].take(chosen)}))
+    return tuple(trials)
+
+
+def shot_metrics(seed: int, trials: Sequence[Trained], items: Mapping[str, Films], table: LabelTable) -> tuple[Metric, ...]:
+    """Mean AUROC of each seed by zero-shot, by the training-free blend and after training."""
+    return tuple(
+        Metric(
+            f"auroc mean, {name}",
+            f"seed {seed + number}",
+            split,
+            round(mean_auroc(rankable(outputs[split], table.exclusive), items[split].truth), 4),
+            films=len(items[split].rows),
+        )
+        for number, trial in enumerate(trials)
+        for name, outputs in (("zero-shot", trial.zero_shot), ("blend", trial.blended), ("trained", trial.logits))
+        for split in outputs
+    )
+
+
+def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> Trained:
     recipe, backbone = job.recipe, job.backbone
     trainee = ClassificationTrainee(backbone, recipe, table, films, job.cache, is_quiet=job.is_quiet)
     scored = [split for split in films if split != "train"]
@@ -92,11 +131,15 @@ def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> _Trained:
         zero_shot = {split: trainee.logits(model, films[split]) for split in scored}
         if model.head.levels is not None:
             _start_levels(model, trainee, table, recipe)
+        if recipe.data.shots:
+            seen = trainee.embeddings(model, films["train"])
+            blend_prototypes(model.head.text, seen, films["train"].truth)
+        blended = {split: trainee.logits(model, films[split]) for split in scored} if recipe.data.shots else {}
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
         logits = {split: trainee.logits(model, films[split]) for split in scored}
-        return _Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot)
+        return Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot, blended)
     finally:
         remove_lora(backbone.image_tower)  # the backbone is given back as it was
 
@@ -108,7 +151,8 @@ def _start_levels(model: AdaptedClassifier, trainee: ClassificationTrainee, tabl
         return mean_auroc(rankable(logits, table.exclusive), truth)
 
     train, val = trainee.seen(model, "train"), trainee.seen(model, "val")
-    fit = fit_levels(train, val, trainee.chances, recipe.head.penalties, table.exclusive, score)
+    chances = np.tile(trainee.chances, len(train.truth) // len(trainee.chances))
+    fit = fit_levels(train, val, chances, recipe.head.penalties, table.exclusive, score)
     head, slope = model.head, torch.from_numpy(fit.slope)
     assert head.levels is not None
     head.levels.start(*(torch.from_numpy(part) for part in (fit.mean, fit.spread, fit.weight, fit.bias)))
@@ -121,6 +165,16 @@ def _films(rows: Sequence[Row], table: LabelTable, job: Job, split: str) -> Film
     truth = table.truth(rows, job.recipe.data.uncertain if split == "train" else "ignore")
     pixels = film_cache([row.image for row in rows], job.backbone.contract, job.cache, is_quiet=job.is_quiet)
     return Films(tuple(rows), pixels, truth)
+
+
+def _altered(films: Films, contract: InputContract, strength: AugmentStrength, chunk: int = 64) -> Films:
+    """The same films as another scanner might give them: one view of each, always the same."""
+    made = []
+    for start in range(0, len(films.rows), chunk):
+        values = to_unit(np.asarray(films.pixels[start : start + chunk]))
+        moved = augment(values, contract.size, strength, torch.Generator().manual_seed(start))
+        made.append((moved * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return Films(films.rows, np.concatenate(made), films.truth)
 
 
 def _phantoms(job: Job, table: LabelTable, count: int, first_seed: int) -> Films:

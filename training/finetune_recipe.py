@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -24,12 +25,14 @@ _GENTLE = AugmentStrength(
 class RowsRecipe:
     """Which rows. where: clauses such as "source=nih_cxr14"; licence_classes: the only ones used, all where empty.
 
-    patient_balance: 0 draws every film equally often, 1 every patient.
+    patient_balance: 0 draws every film equally often, 1 every patient. columns: what the manifest calls our fields, for
+    one that was not written for us: `[data.columns] image = "path"`.
     """
 
     where: tuple[str, ...] = ()
     licence_classes: tuple[str, ...] = ()
     patient_balance: float = 0.5
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class DataRecipe(RowsRecipe):
     heads: groups of labels in place of `labels` and `multi_label`, for several tasks at once.
     uncertain: what a label in a row's `uncertain` list counts as in training; it is never scored.
     phantoms: synthetic films that join the training rows, where their findings are among the labels.
+    contrasts: pairs of labels told apart in the report, among the films that carry one of the two.
+    studies: the films of rows that share a `study_id` are one item, pooled by attention (`adapters/tasks/study.py`).
+    shots: learn from this many films of each label (and of none), for three seeds; 0 learns from all.
     """
 
     labels: tuple[str, ...] = ()
@@ -68,6 +74,9 @@ class DataRecipe(RowsRecipe):
     heads: tuple[LabelGroup, ...] = ()
     uncertain: str = "ignore"
     phantoms: int = 0
+    contrasts: tuple[tuple[str, ...], ...] = ()
+    studies: bool = False
+    shots: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,12 @@ class ViewRecipe:
     """Augmentation. `cached` views of each training film pass the frozen blocks once, the film itself being the first.
 
     With cached = 0 films are augmented anew in every epoch and pass the whole tower: slower, and more varied.
+    altered: the test films are scored a second time after this, as another hospital's scanner might give them.
     """
 
     cached: int = 2
     strength: AugmentStrength = field(default_factory=lambda: _GENTLE)
+    altered: AugmentStrength | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,14 @@ class FinetuneRecipe:
             raise InvalidRequest(
                 f"{NORMAL!r} is the absence of the labels and is derived from them; take it out of data.labels.",
                 param="labels",
+            )
+        if any(len(pair) != 2 for pair in self.data.contrasts):
+            raise InvalidRequest('data.contrasts holds pairs of labels, such as [["a", "b"]].', param="contrasts")
+        if self.data.shots < 0 or (self.data.shots and (self.head.pools or self.data.studies)):
+            raise InvalidRequest(
+                "data.shots must be 0 or more; few films are learnt from without levels and studies: set head.pools = [] "
+                "and data.studies = false.",
+                param="shots",
             )
         if self.data.heads and self.data.labels:
             raise InvalidRequest("Name the labels in data.labels or in data.heads, not in both.", param="labels")

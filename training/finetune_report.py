@@ -43,8 +43,11 @@ class Scored:
     def bootstrap(self) -> PatientBootstrap:
         return PatientBootstrap(self.patients, resamples=self.resamples)
 
-    def metrics(self, calibration: Calibration) -> tuple[Metric, ...]:
-        """AUROC per label, its mean, zero-shot's mean and the gain over it; calibration error; AUROC of "normal"."""
+    def metrics(self, calibration: Calibration, contrasts: Sequence[Sequence[str]] = ()) -> tuple[Metric, ...]:
+        """AUROC per label, its mean, zero-shot's mean and the gain over it; calibration error; AUROC of "normal".
+
+        contrasts: pairs of labels told apart among the films that carry exactly one of the two.
+        """
         is_one_choice = calibration.method == "temperature"
         probabilities = calibrate(self.logits, calibration, not is_one_choice, () if is_one_choice else self.table.exclusive)
         ours = [self._auroc(self.logits, k) for k in range(len(self.labels))]
@@ -55,6 +58,7 @@ class Scored:
             self._metric("zero-shot auroc mean", "", mean_over(theirs)),
             self._metric("gain over zero-shot", "", difference(mean_over(ours), mean_over(theirs))),
         ]
+        made += [self._metric("auroc", f"{one} against {other}", self._contrast(one, other)) for one, other in contrasts]
         made += [
             self._metric("calibration error", label, _among_known(calibration_error, probabilities[:, k], self.truth[:, k]))
             for k, label in enumerate(self.labels)
@@ -69,6 +73,12 @@ class Scored:
     def mean_auroc(self) -> float:
         statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]
         return float(mean_over(statistics)(np.ones((1, len(self.truth))))[0])
+
+    def _contrast(self, one: str, other: str) -> Statistic:
+        """How well the difference of their scores tells two labels apart."""
+        first, second = self.labels.index(one), self.labels.index(other)
+        truth = np.where(self.truth[:, first] + self.truth[:, second] == 1, self.truth[:, first], np.nan)
+        return _among_known(auroc, self.logits[:, first] - self.logits[:, second], truth)
 
     def _auroc(self, logits: Floats, k: int) -> Statistic:
         return _among_known(auroc, rankable(logits, self.table.exclusive)[:, k], self.truth[:, k])

@@ -68,6 +68,9 @@ def choose_table(rows: Manifest, recipe: DataRecipe) -> LabelTable:
     twice = sorted({label for label in table.labels if table.labels.count(label) > 1})
     if twice:
         raise InvalidRequest(f"The label {twice[0]!r} is in more than one group of data.heads.", param="heads")
+    odd = [label for pair in recipe.contrasts for label in pair if label not in table.labels]
+    if odd:
+        raise InvalidRequest(f"data.contrasts names {odd[0]!r}, which is not among the labels.", param="contrasts")
     for split, present in seen.items():
         absent = ", ".join(repr(label) for label in table.labels if label not in present)
         if absent:

@@ -2,7 +2,7 @@
 
     film_cache(paths)   (N, S, S, C) uint8      each film as the one preprocess renders it, C = 1 where all are grey
     TrunkCache          (N, V, T, D) float16    V views of each film after the blocks below the first adapted one
-                        (N, V, F) float32       where asked for, the levels on the way there, pooled (`adapters/tasks/levels.py`)
+                        (N, V, F) float32       where asked for, the levels on the way there, pooled (`levels.py`)
 
 Both are found again by a digest over all that went into them, so a second run starts at once.
 """

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from adapters.card import AdapterCard, Calibration
 from adapters.tasks.heads import bind_head, head_options
 from adapters.tasks.levels import LevelReader, pool_levels
+from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "classification"
@@ -59,13 +60,21 @@ class EncodesText(Protocol):
 class ClassificationHead(nn.Module):
     """Image features to K raw logits; `evidence` says where in the film they come from.
 
-    level_widths: the channels of each level that is read besides; empty reads none.
+    level_widths: the channels of each level that is read besides; empty reads none. study_hidden: the width of the attention
+    over the films of a study; 0 weighs them equally.
     """
 
     levels: LevelReader | None
+    study: StudyPool | None
 
     def __init__(
-        self, labels: int, embed_dim: int, width: int, level_widths: Sequence[int] = (), pools: Sequence[str] = ()
+        self,
+        labels: int,
+        embed_dim: int,
+        width: int,
+        level_widths: Sequence[int] = (),
+        pools: Sequence[str] = (),
+        study_hidden: int = 0,
     ) -> None:
         super().__init__()
         self.text = nn.Linear(embed_dim, labels)
@@ -74,6 +83,7 @@ class ClassificationHead(nn.Module):
         nn.init.zeros_(self.text.weight)
         nn.init.zeros_(self.text.bias)
         self.levels = LevelReader(level_widths, pools, labels) if level_widths else None
+        self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
     def forward(self, features: HasFeatures, pooled: Tensor | None = None) -> Tensor:
         """pooled: the features' pooled levels (B, F), where the caller has them already."""
@@ -83,12 +93,23 @@ class ClassificationHead(nn.Module):
             return logits
         return logits + self.levels(pool_levels(features.levels, self.levels.pools) if pooled is None else pooled)
 
+    def of_studies(self, features: HasFeatures, study: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """(number of studies, K): films (B, ...) and which study each is of, (B,), from 0 on; each study has a film."""
+        logits = self(features, pooled)
+        if self.study is None:
+            weights = 1.0 / torch.bincount(study)[study].to(logits.dtype)
+        else:
+            weights = self.study(features.embedding, study)
+        return pool_studies(logits, weights, study)
+
     @property
     def options(self) -> dict[str, Any]:
         """What a card keeps of the head; `open` builds it from that again."""
         sizes: dict[str, Any] = {"embed_dim": self.text.in_features, "width": self.query.shape[1]}
         if self.levels is not None:
             sizes |= {"level_widths": list(self.levels.widths), "pools": list(self.levels.pools)}
+        if self.study is not None:
+            sizes["study_hidden"] = self.study.hidden
         return sizes
 
     def evidence(self, features: HasFeatures) -> Tensor:
@@ -172,10 +193,11 @@ class Classifier:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Classifier:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        options = head_options(card, TASK, ("embed_dim", "width"), ("level_widths", "pools", "exclusive"))
+        options = head_options(card, TASK, ("embed_dim", "width"), ("level_widths", "pools", "exclusive", "study_hidden"))
         _exclusive(card)
         widths, pools = tuple(options.get("level_widths", ())), tuple(options.get("pools", ()))
-        head = ClassificationHead(len(card.labels), int(options["embed_dim"]), int(options["width"]), widths, pools)
+        sizes = (int(options["embed_dim"]), int(options["width"]))
+        head = ClassificationHead(len(card.labels), *sizes, widths, pools, int(options.get("study_hidden", 0)))
         return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()
@@ -183,6 +205,12 @@ class Classifier:
         """One result per row of the batch."""
         logits = self.head(features).double().cpu().numpy()
         return [self.result(row) for row in logits]
+
+    @torch.no_grad()
+    def of_study(self, features: HasFeatures) -> ClassificationResult:
+        """One result for all the films of the batch together: the views of a patient, or the slices of a volume."""
+        study = torch.zeros(len(features.embedding), dtype=torch.long, device=features.embedding.device)
+        return self.result(self.head.of_studies(features, study).double().cpu().numpy()[0])
 
     def result(self, logits: npt.NDArray[np.float64]) -> ClassificationResult:
         card = self.card
