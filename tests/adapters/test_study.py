@@ -29,7 +29,7 @@ def test_before_training_a_study_is_the_mean_of_its_films() -> None:
     x = films()
     for made in (head(), head(0)):
         logits = made(x)
-        expected = torch.stack([logits[STUDY == one].mean(0) for one in range(3)])
+        expected = torch.stack([logits[one == STUDY].mean(0) for one in range(3)])
         torch.testing.assert_close(made.of_studies(x, STUDY), expected)
 
 
