@@ -267,7 +267,8 @@ def _whole_studies(numbers: npt.NDArray[np.int64], size: int) -> list[npt.NDArra
     """Places of films in batches of about `size`, study by study and never parting one."""
     order = np.argsort(numbers, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(numbers[order])) + 1, len(order))
-    chunks, start = [], 0
+    chunks: list[npt.NDArray[np.int64]] = []
+    start = 0
     for end in ends:
         if end - start >= size or end == len(order):
             chunks.append(order[start:end])

@@ -69,7 +69,7 @@ def train_classification(job: Job) -> FinetuneResult:
         table.labels,
         [*films["train"].rows, *films["val"].rows],
         is_multi_label=not is_one_choice,
-        head=trained.options | ({} if is_one_choice or not table.exclusive else {"exclusive": table.exclusive}),
+        head={**trained.options, **({} if is_one_choice or not table.exclusive else {"exclusive": table.exclusive})},
         calibration=calibration,
         thresholds=thresholds,
         metrics=(

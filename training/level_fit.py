@@ -9,7 +9,7 @@ penalised. The penalty is the one of `penalties` that ranks the validation films
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,11 @@ def fit_levels(
     best: LevelFit | None = None
     for penalty in sorted(penalties, reverse=True):  # the strongest first: each fit starts from the one before
         place = _minimise(x, train.start, truth, counts, penalty, exclusive, place)
-        w, b, a = _unpack(place, x.shape[1], truth.shape[1])
-        fit = LevelFit(mean, spread, *(part.astype(np.float32) for part in (w, b, a)), penalty, 0.0)
-        value = score(fit.logits(val), val.truth)
-        if best is None or value > best.score:
-            best = LevelFit(mean, spread, fit.weight, fit.bias, fit.slope, penalty, value)
+        weight, bias, slope = (part.astype(np.float32) for part in _unpack(place, x.shape[1], truth.shape[1]))
+        fit = LevelFit(mean, spread, weight, bias, slope, penalty, 0.0)
+        fit = replace(fit, score=score(fit.logits(val), val.truth))
+        if best is None or fit.score > best.score:
+            best = fit
     assert best is not None
     return best
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from foundation.errors import ManifestError
 from training.coco import read_coco
@@ -19,6 +19,7 @@ from training.manifest_row import SPLIT_WORDS, Cell
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 SHOWN_PROBLEMS = 8
+Reader: TypeAlias = Callable[[Path, "Problems"], Iterator[tuple[int, dict[str, Any]]]]
 _SYNONYMS = {"file_name": "image", "label": "labels", "caption": "text"}
 
 
@@ -85,7 +86,8 @@ def _read_image_folder(folder: Path, problems: Problems) -> Iterator[Record]:
 
 
 def _read_table(path: Path, split: str | None, problems: Problems, prefix: str = "") -> Iterator[Record]:
-    reader = {".csv": _read_csv, ".json": read_coco}.get(path.suffix.lower(), _read_json_lines)
+    readers: dict[str, Reader] = {".csv": _read_csv, ".json": read_coco}
+    reader = readers.get(path.suffix.lower(), _read_json_lines)
     try:
         for number, values in reader(path, problems):
             yield Record(number, values, path.parent, split, prefix)
