@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.audit_command import add_audit_command, run_audit
+from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.predict_command import add_predict_options, bar, predict
@@ -133,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("export", _export, "write the chat model as a plain transformers folder")
     command.add_argument("--checkpoint", type=Path)
     command.add_argument("--out", type=Path, required=True)
+    add_data_command(add("data", run_data, "check a manifest before anything is trained on it"))
     add_keys_command(add("keys", run_keys, "make, list or revoke API keys"))
     add_audit_command(add("audit", run_audit, "check that the audit log is whole"))
     add_deidentify_command(add("deidentify", run_deidentify, "write DICOM films without their patients"))

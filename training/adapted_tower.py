@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +15,20 @@ from foundation.towers import TowerOutput, TrunkState, block_index
 from training.finetune_job import TrainableBackbone
 from training.finetune_recipe import LoraRecipe, PaceRecipe
 from training.loop import ParameterGroup
+
+
+def level_widths(backbone: TrainableBackbone) -> tuple[int, ...]:
+    """The channels of each level."""
+    return tuple(int(level.shape[1]) for level in levels_of_black(backbone))
+
+
+def levels_of_black(backbone: TrainableBackbone) -> tuple[Tensor, ...]:
+    """The levels, each (1, D, H, W), of a black picture: their sizes are those of any."""
+    size = backbone.contract.size
+    device = next(backbone.image_tower.parameters()).device
+    with torch.inference_mode():
+        levels: tuple[Tensor, ...] = backbone.image_tower(torch.zeros(1, 3, size, size, device=device)).levels
+    return levels
 
 
 class AdaptedTower(nn.Module):

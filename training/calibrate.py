@@ -7,6 +7,8 @@ would call every third normal film ill.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,29 @@ from adapters.card import Calibration
 Floats = npt.NDArray[np.float64]
 
 MIN_SLOPE = 0.05  # a label that validation finds uninformative stays uninformative; it is never turned round
+
+
+def calibrate_labels(
+    logits: Floats, truth: npt.NDArray[np.float32], exclusive: Sequence[Sequence[int]], split: str
+) -> tuple[Calibration, tuple[float, ...]]:
+    """Calibration and thresholds for columns of which some are classes of a group; truth (N, K) holds NaN for unknown.
+
+    A single group of all columns takes a temperature. Otherwise every column has a slope and a bias: free labels
+    by Platt, the classes of a group by its temperature and no bias.
+    """
+    count = logits.shape[1]
+    if len(exclusive) == 1 and len(exclusive[0]) == count:
+        return fit_temperature(logits, truth.argmax(axis=1), split), ()
+    slope, bias, thresholds = np.ones(count), np.zeros(count), np.full(count, 0.5)
+    for columns in map(list, exclusive):
+        known = ~np.isnan(truth[:, columns]).any(axis=1)
+        slope[columns] = fit_temperature(logits[known][:, columns], truth[known][:, columns].argmax(axis=1), split).slope[0]
+    for k in set(range(count)) - {column for columns in exclusive for column in columns}:
+        known = ~np.isnan(truth[:, k])
+        one, held = logits[known, k], truth[known, k].astype(np.float64)
+        slope[k], bias[k] = _platt_one(one, held)
+        thresholds[k] = _best_f1(np.asarray(_sigmoid(slope[k] * one + bias[k])), held > 0.5)
+    return Calibration("platt", tuple(slope.tolist()), tuple(bias.tolist()), split, len(logits)), tuple(thresholds.tolist())
 
 
 def fit_platt(logits: Floats, truth: Floats, split: str) -> Calibration:

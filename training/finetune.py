@@ -75,7 +75,7 @@ def finetune(
     chosen = trainer.default if recipe is None else recipe
     asked = read_recipe(chosen, trainer.recipe) if isinstance(chosen, str) else chosen
     _check(task, trainer, asked, out)
-    rows = trainer.usable(select_rows(load_manifest(manifest), asked, where), asked)
+    rows = trainer.usable(select_rows(load_manifest(manifest, columns=asked.data.columns), asked, where), asked)
     if not rows.rows:
         raise ManifestError(f"No row that says anything for {task} is left by the recipe's filters; loosen them.")
     backbone, base, opened = _open(checkpoint)

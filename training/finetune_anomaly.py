@@ -20,6 +20,7 @@ from adapters.tasks.classification import Prompts
 from adapters.tasks.reference import NormalReference
 from foundation.errors import InvalidRequest
 from foundation.prompts import prompt_pair
+from training.adapted_tower import level_widths
 from training.anomaly import (
     ABNORMAL,
     NORMAL,
@@ -44,7 +45,7 @@ from training.finetune_recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRec
 from training.finetune_report import write_report
 from training.loop import Loop
 from training.manifest import Manifest, Row
-from training.segmentation import level_grids, level_widths
+from training.segmentation import level_grids
 from training.trunk_cache import film_cache
 
 _GENTLE = AugmentStrength(

@@ -1,35 +1,42 @@
 """Fine-tuning of the classification task: labelled rows to a calibrated adapter.
 
-    rows -> film cache -> trunk cache -> Loop -> best epoch -> calibration -> card
+    rows -> film cache -> trunk cache -> the levels' fit -> Loop -> best epoch -> calibration -> card
 
-Validation AUROC picks the epoch and the same split calibrates; `test` is scored beside the same backbone's zero-shot
-answers. What is trained stands in `classification.py`.
+Validation AUROC picks penalty and epoch, and the same split calibrates; `test` is scored beside the same backbone's
+zero-shot answers. What is trained stands in `classification.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.card import Calibration
+from adapters.card import Metric
 from adapters.files import Adapter, write_adapter
 from adapters.lora import LoraWeights, remove_lora
-from adapters.tasks.classification import NORMAL, calibrate
-from foundation.errors import InvalidRequest, ManifestError
-from training.calibrate import fit_platt, fit_temperature, fit_thresholds
-from training.classification import AdaptedClassifier, ClassificationTrainee, Films
+from foundation.preprocess import InputContract
+from training.augment import AugmentStrength, augment
+from training.calibrate import calibrate_labels
+from training.classification import AdaptedClassifier, ClassificationTrainee, Films, mean_auroc, rankable
+from training.few_shot import TRIALS, blend_prototypes, draw_shots
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import FinetuneRecipe
 from training.finetune_report import Scored, write_report
+from training.label_table import LabelTable, Truth, choose_table
+from training.level_fit import fit_levels
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest, Row
-from training.trunk_cache import film_cache
+from training.phantom_rows import FIRST_SEED, HELD_OUT_SEED, phantom_films, phantom_rows, phantom_truth
+from training.trunk_cache import film_cache, to_unit
 
+HELD_OUT_PHANTOMS = 200
+PHANTOMS = "phantoms"
+ALTERED = "test, altered"
 Floats = npt.NDArray[np.float64]
 Job = FinetuneJob[FinetuneRecipe]
 
@@ -41,84 +48,143 @@ def classification_rows(rows: Manifest, recipe: FinetuneRecipe) -> Manifest:
 
 def train_classification(job: Job) -> FinetuneResult:
     """Train, calibrate, score and write the adapter."""
-    recipe, backbone = job.recipe, job.backbone
-    labels = choose_labels(job.rows, recipe)
-    films = {split: _films(job.rows.of(split), labels, job) for split, count in job.rows.counts.items() if count}
-    trained = _train(job, labels, films)
-    is_multi_label = recipe.data.multi_label
-    calibration, thresholds = _calibrate(trained.logits["val"], films["val"].truth, is_multi_label)
+    recipe = job.recipe
+    table = choose_table(job.rows, recipe.data)
+    films = {split: _films(job.rows.of(split), table, job, split) for split, count in job.rows.counts.items() if count}
+    if recipe.data.phantoms:
+        films["train"] = _joined(films["train"], _phantoms(job, table, recipe.data.phantoms, FIRST_SEED))
+        films[PHANTOMS] = _phantoms(job, table, HELD_OUT_PHANTOMS, HELD_OUT_SEED)
+    if recipe.views.altered is not None and "test" in films:
+        films[ALTERED] = _altered(films["test"], job.backbone.contract, recipe.views.altered)
+    trials = _few_shot(job, table, films) if recipe.data.shots else (_train(job, table, films),)
+    trained = trials[0]
+    items = {split: films[split].by_study() if recipe.data.studies else films[split] for split in trained.logits}
+    calibration, thresholds = calibrate_labels(trained.logits["val"], items["val"].truth, table.exclusive, "val")
     scored = [
-        Scored(split, labels, films[split].truth, logits, trained.zero_shot[split], films[split].patients, is_multi_label)
+        Scored(split, table, items[split].truth, logits, trained.zero_shot[split], items[split].patients)
         for split, logits in trained.logits.items()
     ]
+    is_one_choice = len(table.exclusive) == len(table.groups) == 1
     card = job.card(
-        labels,
+        table.labels,
         [*films["train"].rows, *films["val"].rows],
-        is_multi_label=is_multi_label,
-        head={"embed_dim": backbone.embed_dim, "width": backbone.width},
+        is_multi_label=not is_one_choice,
+        head={**trained.options, **({} if is_one_choice or not table.exclusive else {"exclusive": table.exclusive})},
         calibration=calibration,
         thresholds=thresholds,
-        metrics=tuple(metric for each in scored for metric in each.metrics(calibration)),
+        metrics=(
+            *(metric for each in scored for metric in each.metrics(calibration, recipe.data.contrasts)),
+            *(shot_metrics(recipe.seed, trials, items, table) if recipe.data.shots else ()),
+        ),
     )
     card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))
     write_report(job.out, card, trained.report, {split: len(each.rows) for split, each in films.items()})
     return FinetuneResult(job.out / recipe.name, card, trained.report, {each.split: each.mean_auroc() for each in scored})
 
 
-def choose_labels(rows: Manifest, recipe: FinetuneRecipe) -> tuple[str, ...]:
-    """The recipe's labels, or every label of the training rows; each must occur in both train and val."""
-    seen = {split: {label for row in rows.of(split) for label in row.labels} for split in ("train", "val")}
-    labels = recipe.data.labels or tuple(sorted(seen["train"] - {NORMAL}))
-    if not labels:
-        raise InvalidRequest(f"The training rows have no label besides {NORMAL!r}: nothing can be learnt.", param="labels")
-    for split, present in seen.items():
-        absent = ", ".join(repr(label) for label in labels if label not in present)
-        if absent:
-            raise InvalidRequest(f"No {split} row has the label {absent}; correct or drop it.", param="labels")
-    return labels
-
-
 @dataclass(frozen=True, eq=False)
-class _Trained:
-    """The best epoch's weights, and raw outputs (N, K) by split after and before training."""
+class Trained:
+    """The best epoch's weights, and raw outputs (N, K) by split: trained, before, and after the blend of few shots."""
 
     lora: LoraWeights
     head: Mapping[str, Tensor]
+    options: Mapping[str, object]
     report: LoopReport
     logits: Mapping[str, Floats]
     zero_shot: Mapping[str, Floats]
+    blended: Mapping[str, Floats]
 
 
-def _train(job: Job, labels: Sequence[str], films: Mapping[str, Films]) -> _Trained:
+def _few_shot(job: Job, table: LabelTable, films: Mapping[str, Films]) -> tuple[Trained, ...]:
+    """One training for each of three seeds, each on shots of its own; the first makes the adapter."""
+    trials = []
+    for seed in range(job.recipe.seed, job.recipe.seed + TRIALS):
+        chosen = draw_shots(films["train"].truth, films["train"].patients, job.recipe.data.shots, seed)
+        own = replace(job, recipe=replace(job.recipe, seed=seed), out=job.out / f"seed-{seed}")
+        trials.append(_train(own, table, {**films, "train": films["train"].take(chosen)}))
+    return tuple(trials)
+
+
+def shot_metrics(seed: int, trials: Sequence[Trained], items: Mapping[str, Films], table: LabelTable) -> tuple[Metric, ...]:
+    """Mean AUROC of each seed by zero-shot, by the training-free blend and after training."""
+    return tuple(
+        Metric(
+            f"auroc mean, {name}",
+            f"seed {seed + number}",
+            split,
+            round(mean_auroc(rankable(outputs[split], table.exclusive), items[split].truth), 4),
+            films=len(items[split].rows),
+        )
+        for number, trial in enumerate(trials)
+        for name, outputs in (("zero-shot", trial.zero_shot), ("blend", trial.blended), ("trained", trial.logits))
+        for split in outputs
+    )
+
+
+def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> Trained:
     recipe, backbone = job.recipe, job.backbone
-    trainee = ClassificationTrainee(backbone, recipe, films, job.cache, is_quiet=job.is_quiet)
-    scored = [split for split in ("val", "test") if split in films]
+    trainee = ClassificationTrainee(backbone, recipe, table, films, job.cache, is_quiet=job.is_quiet)
+    scored = [split for split in films if split != "train"]
     torch.manual_seed(recipe.seed)
-    model = AdaptedClassifier(backbone, recipe, labels)
+    model = AdaptedClassifier(backbone, recipe, table)
     try:
         zero_shot = {split: trainee.logits(model, films[split]) for split in scored}
+        if model.head.levels is not None:
+            _start_levels(model, trainee, table, recipe)
+        if recipe.data.shots:
+            seen = trainee.embeddings(model, films["train"])
+            blend_prototypes(model.head.text, seen, films["train"].truth)
+        blended = {split: trainee.logits(model, films[split]) for split in scored} if recipe.data.shots else {}
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
         logits = {split: trainee.logits(model, films[split]) for split in scored}
-        return _Trained(model.weights(), model.head.state_dict(), report, logits, zero_shot)
+        return Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot, blended)
     finally:
         remove_lora(backbone.image_tower)  # the backbone is given back as it was
 
 
-def _films(rows: Sequence[Row], labels: Sequence[str], job: Job) -> Films:
-    truth = np.array([[label in row.labels for label in labels] for row in rows], dtype=np.float32)
-    if not job.recipe.data.multi_label and (truth.sum(axis=1) != 1).any():
-        number = rows[int(np.flatnonzero(truth.sum(axis=1) != 1)[0])].number
-        raise ManifestError(
-            f"Row {number} has not exactly one of the labels {', '.join(labels)}; filter it out or set multi_label = true."
-        )
+def _start_levels(model: AdaptedClassifier, trainee: ClassificationTrainee, table: LabelTable, recipe: FinetuneRecipe) -> None:
+    """Fit the reading of the levels together with a slope for the words, and put both into the head."""
+
+    def score(logits: Floats, truth: Truth) -> float:
+        return mean_auroc(rankable(logits, table.exclusive), truth)
+
+    train, val = trainee.seen(model, "train"), trainee.seen(model, "val")
+    chances = np.tile(trainee.chances, len(train.truth) // len(trainee.chances))
+    fit = fit_levels(train, val, chances, recipe.head.penalties, table.exclusive, score)
+    head, slope = model.head, torch.from_numpy(fit.slope)
+    assert head.levels is not None
+    head.levels.start(*(torch.from_numpy(part) for part in (fit.mean, fit.spread, fit.weight, fit.bias)))
+    with torch.no_grad():
+        head.text.weight.mul_(slope[:, None].to(head.text.weight.device))
+        head.text.bias.mul_(slope.to(head.text.bias.device))
+
+
+def _films(rows: Sequence[Row], table: LabelTable, job: Job, split: str) -> Films:
+    truth = table.truth(rows, job.recipe.data.uncertain if split == "train" else "ignore")
     pixels = film_cache([row.image for row in rows], job.backbone.contract, job.cache, is_quiet=job.is_quiet)
     return Films(tuple(rows), pixels, truth)
 
 
-def _calibrate(logits: Floats, truth: npt.NDArray[np.float32], is_multi_label: bool) -> tuple[Calibration, tuple[float, ...]]:
-    if not is_multi_label:
-        return fit_temperature(logits, truth.argmax(axis=1), "val"), ()
-    calibration = fit_platt(logits, truth.astype(np.float64), "val")
-    return calibration, fit_thresholds(calibrate(logits, calibration, True), truth.astype(np.float64))
+def _altered(films: Films, contract: InputContract, strength: AugmentStrength, chunk: int = 64) -> Films:
+    """The same films as another scanner might give them: one view of each, always the same."""
+    made = []
+    for start in range(0, len(films.rows), chunk):
+        values = to_unit(np.asarray(films.pixels[start : start + chunk]))
+        moved = augment(values, contract.size, strength, torch.Generator().manual_seed(start))
+        made.append((moved * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return Films(films.rows, np.concatenate(made), films.truth)
+
+
+def _phantoms(job: Job, table: LabelTable, count: int, first_seed: int) -> Films:
+    pixels, findings = phantom_films(count, first_seed, job.backbone.contract, job.cache)
+    truth = phantom_truth(findings, table.labels)
+    truth[:, [column for columns in table.exclusive for column in columns]] = np.nan  # a phantom is of no class
+    return Films(phantom_rows(findings, first_seed), pixels, truth)
+
+
+def _joined(first: Films, second: Films) -> Films:
+    channels = max(first.pixels.shape[-1], second.pixels.shape[-1])
+    both = [np.broadcast_to(each.pixels, (*each.pixels.shape[:-1], channels)) for each in (first, second)]
+    return Films((*first.rows, *second.rows), np.concatenate(both), np.concatenate([first.truth, second.truth]))

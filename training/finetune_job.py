@@ -60,6 +60,7 @@ class FinetuneJob(Generic[Recipe]):
             precision=training.precision,
             warmup=training.warmup,
             weight_decay=training.weight_decay,
+            average=training.average,
             seed=self.recipe.seed,
             cpu=self.cpu,
         )

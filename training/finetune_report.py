@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from adapters.card import AdapterCard, Calibration, Metric
 from adapters.tasks.classification import NORMAL, calibrate
 from training.classification import rankable
+from training.label_table import LabelTable
 from training.loop import LoopReport
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, calibration_error, difference, mean_over
 
@@ -26,21 +28,28 @@ class Scored:
     """One split's outputs (N, K), the same of the untrained adapter (zero-shot), and the truth."""
 
     split: str
-    labels: tuple[str, ...]
-    truth: npt.NDArray[np.float32]
+    table: LabelTable
+    truth: npt.NDArray[np.float32]  # NaN where a label says nothing of a film
     logits: Floats
     zero_shot: Floats
     patients: Sequence[str]
-    is_multi_label: bool = True
     resamples: int = 500
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.table.labels
 
     @cached_property
     def bootstrap(self) -> PatientBootstrap:
         return PatientBootstrap(self.patients, resamples=self.resamples)
 
-    def metrics(self, calibration: Calibration) -> tuple[Metric, ...]:
-        """AUROC per label, its mean, zero-shot's mean and the gain over it; calibration error; AUROC of "normal"."""
-        probabilities = calibrate(self.logits, calibration, self.is_multi_label)
+    def metrics(self, calibration: Calibration, contrasts: Sequence[Sequence[str]] = ()) -> tuple[Metric, ...]:
+        """AUROC per label, its mean, zero-shot's mean and the gain over it; calibration error; AUROC of "normal".
+
+        contrasts: pairs of labels told apart among the films that carry exactly one of the two.
+        """
+        is_one_choice = calibration.method == "temperature"
+        probabilities = calibrate(self.logits, calibration, not is_one_choice, () if is_one_choice else self.table.exclusive)
         ours = [self._auroc(self.logits, k) for k in range(len(self.labels))]
         theirs = [self._auroc(self.zero_shot, k) for k in range(len(self.labels))]
         made = [self._metric("auroc", label, statistic) for label, statistic in zip(self.labels, ours, strict=True)]
@@ -49,27 +58,34 @@ class Scored:
             self._metric("zero-shot auroc mean", "", mean_over(theirs)),
             self._metric("gain over zero-shot", "", difference(mean_over(ours), mean_over(theirs))),
         ]
+        made += [self._metric("auroc", f"{one} against {other}", self._contrast(one, other)) for one, other in contrasts]
         made += [
-            self._metric("calibration error", label, _calibration(probabilities[:, k], self.truth[:, k]))
+            self._metric("calibration error", label, _among_known(calibration_error, probabilities[:, k], self.truth[:, k]))
             for k, label in enumerate(self.labels)
         ]
-        if self.is_multi_label:
+        if self.table.is_multi_label:
             normal = np.prod(1.0 - probabilities, axis=1)
-            is_normal = self.truth.sum(axis=1) == 0
-            made.append(self._metric("auroc", NORMAL, lambda weights: auroc(normal, is_normal, weights)))
+            is_normal = np.where(np.isnan(self.truth).any(axis=1), np.nan, self.truth.sum(axis=1) == 0)
+            is_normal[np.nansum(self.truth, axis=1) > 0] = 0.0
+            made.append(self._metric("auroc", NORMAL, _among_known(auroc, normal, is_normal)))
         return tuple(metric for metric in made if math.isfinite(metric.value))
 
     def mean_auroc(self) -> float:
         statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]
         return float(mean_over(statistics)(np.ones((1, len(self.truth))))[0])
 
+    def _contrast(self, one: str, other: str) -> Statistic:
+        """How well the difference of their scores tells two labels apart."""
+        first, second = self.labels.index(one), self.labels.index(other)
+        truth = np.where(self.truth[:, first] + self.truth[:, second] == 1, self.truth[:, first], np.nan)
+        return _among_known(auroc, self.logits[:, first] - self.logits[:, second], truth)
+
     def _auroc(self, logits: Floats, k: int) -> Statistic:
-        scores = rankable(logits, self.is_multi_label)[:, k]
-        return lambda weights: auroc(scores, self.truth[:, k] > 0.5, weights)
+        return _among_known(auroc, rankable(logits, self.table.exclusive)[:, k], self.truth[:, k])
 
     def _metric(self, name: str, label: str, statistic: Statistic) -> Metric:
         estimate: Estimate = self.bootstrap.estimate(statistic)
-        positives = int(self.truth[:, self.labels.index(label)].sum()) if label in self.labels else None
+        positives = int(np.nansum(self.truth[:, self.labels.index(label)])) if label in self.labels else None
         low, high = (None if math.isnan(bound) else round(bound, 4) for bound in (estimate.low, estimate.high))
         return Metric(name, label, self.split, round(estimate.value, 4), low, high, estimate.level, positives, len(self.truth))
 
@@ -109,5 +125,12 @@ def _markdown(card: AdapterCard, loop: LoopReport, films: Mapping[str, int]) -> 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _calibration(probabilities: Floats, truth: npt.NDArray[np.float32]) -> Statistic:
-    return lambda weights: calibration_error(probabilities, truth, weights)
+def _among_known(of: Callable[..., Floats], scores: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """The statistic on the films whose truth is known; NaN where there is none."""
+    known = ~np.isnan(truth)
+    held = truth[known] > 0.5
+
+    def statistic(weights: Floats) -> Floats:
+        return of(scores[known], held, weights[:, known]) if known.any() else np.full(len(weights), np.nan)
+
+    return statistic

@@ -21,6 +21,7 @@ from adapters.tasks.volume import VolumeSegmentation, segment_volume
 from foundation.errors import InvalidRequest, ManifestError
 from foundation.image import MedicalImage
 from foundation.readers import read_film
+from training.adapted_tower import level_widths
 from training.augment import AugmentStrength
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
@@ -42,7 +43,7 @@ from training.masks import (
 )
 from training.metrics import Statistic
 from training.phrases import Phrase, SpokenPhrases, check_phrases
-from training.segmentation import AdaptedSegmenter, SegmentationTrainee, level_widths
+from training.segmentation import AdaptedSegmenter, SegmentationTrainee
 from training.segmentation_scores import (
     DISTANCES,
     MEASURES,

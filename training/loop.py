@@ -48,7 +48,8 @@ class LoopConfig:
     """How to train. Learning rates are the parameter groups'; here is only their common shape.
 
     The rate rises linearly over `warmup` of all steps, then falls as a cosine to `final_rate` of its height. Validation
-    happens after every epoch; training stops once `patience` epochs brought no better `monitor`.
+    happens after every epoch; training stops once `patience` epochs brought no better `monitor`. With `average` above 0
+    what is validated and kept is the running mean of the weights, which keeps that share of itself at each step.
     """
 
     epochs: int
@@ -61,6 +62,7 @@ class LoopConfig:
     warmup: float = 0.05
     final_rate: float = 0.02
     weight_decay: float = 0.01
+    average: float = 0.0
     seed: int = 0
     workers: int = 0
     save_every_steps: int | None = None
@@ -72,15 +74,18 @@ class LoopConfig:
         for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}.", param=name)
+        if not 0.0 <= self.average < 1.0:
+            raise InvalidRequest(f"average must lie from 0 to below 1, not {self.average}.", param="average")
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate."""
+    """Parameters that share a learning rate, and a weight decay where it is not the run's."""
 
     name: str
     parameters: Sequence[nn.Parameter]
     learning_rate: float
+    weight_decay: float | None = None
 
 
 class Trainee(Protocol):
@@ -135,11 +140,16 @@ class Loop:
         out.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(cpu=config.cpu)
         optimizer = torch.optim.AdamW(
-            [{"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate} for g in groups],
+            [
+                {"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate}
+                | ({} if g.weight_decay is None else {"weight_decay": g.weight_decay})
+                for g in groups
+            ],
             weight_decay=config.weight_decay,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare: nn.Module = self.accelerator.unwrap_model(self.model)
+        self._mean = _trainable(self.bare) if config.average else {}
         self.at = Progressed()
         self.steps_per_epoch = self._steps_in(self._plan(0))
         self.is_quiet = is_quiet or not self.accelerator.is_main_process
@@ -178,7 +188,8 @@ class Loop:
                 "model": _trainable(self.bare),
                 "optimizer": state.optimizer_tensors(self.optimizer, dict(self.bare.named_parameters())),
                 "random": _random_tensors(),
-            },
+            }
+            | ({"mean": self._mean} if self._mean else {}),
         )
 
     def load(self) -> None:
@@ -193,6 +204,8 @@ class Loop:
         _load_trainable(self.bare, model)
         parameters = dict(self.bare.named_parameters())
         state.load_optimizer(self.optimizer, parameters, state.read_part(folder, "optimizer"))
+        if self._mean:
+            self._mean = state.read_part(folder, "mean")
         self.at = Progressed(**place["at"])
         _restore_random(state.read_part(folder, "random"), place["python"])
 
@@ -239,10 +252,17 @@ class Loop:
         norm = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._mean:
+            share = min(self.config.average, (self.at.step + 1) / (self.at.step + 10))  # the first steps soon forgotten
+            for name, tensor in _trainable(self.bare).items():
+                mean = self._mean[name]
+                self._mean[name] = mean.lerp(tensor, 1 - share) if mean.is_floating_point() else tensor
         return {**totals, "gradient_norm": float(norm or 0.0), "rate": rate}
 
     def _close_epoch(self) -> None:
         started = time.monotonic()
+        own = _trainable(self.bare) if self._mean else {}
+        _load_trainable(self.bare, self._mean)
         self.model.eval()
         with torch.inference_mode():
             numbers = dict(self.trainee.validate(self.bare))
@@ -253,6 +273,7 @@ class Loop:
             self.at.best_value, self.at.best_epoch = value, self.at.epoch
             if self.accelerator.is_main_process:
                 save_file(_trainable(self.bare), self.out / BEST)
+        _load_trainable(self.bare, own)
         self.at.history.append({"epoch": float(self.at.epoch), **numbers})
         if self._writer is not None:
             self._writer.write("val", self.at.step, numbers)

@@ -22,6 +22,8 @@ from foundation.errors import FilmError, InvalidRequest, ManifestError
 from foundation.image import MedicalImage
 from foundation.preprocess import InputContract, fit_mask
 from foundation.readers import read_film
+from training.coco import FIELD as COCO_FIELD
+from training.coco import class_mask
 from training.finetune_job import NON_COMMERCIAL
 from training.manifest import Row, parse_where
 
@@ -32,7 +34,8 @@ Mask = npt.NDArray[np.bool_]
 class MaskRecipe:
     """Where masks are: the manifest's `field` holds a picture's path in rows that match `where`.
 
-    classes: class name -> the picture's values that belong to it; an empty list means any value above zero.
+    classes: class name -> the picture's values that belong to it; an empty list means any value above zero. With the field
+    "coco" they are categories of COCO's annotations, by id; an empty list means the category of that name.
     sides: each class is two, "right NAME" and "left NAME" of the patient, told apart by where their parts lie.
     """
 
@@ -51,7 +54,8 @@ class MaskRecipe:
 
     def holds(self, row: Row) -> bool:
         wanted = parse_where(self.where or None)
-        return bool(row.get(self.field)) and all(set(row.words(name)) & set(values) for name, values in wanted.items())
+        has_some = row.get(self.field) is not None if self.field == COCO_FIELD else bool(row.get(self.field))
+        return has_some and all(set(row.words(name)) & set(values) for name, values in wanted.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,11 @@ def read_masked(row: Row, recipes: Sequence[MaskRecipe]) -> tuple[MedicalImage, 
     masks: dict[str, Mask] = {}
     for recipe in recipes:
         if not recipe.holds(row):
+            continue
+        if recipe.field == COCO_FIELD:
+            for name, belonging in recipe.classes.items():
+                wanted = [*belonging] or [name]
+                masks.setdefault(name, class_mask(row.get(COCO_FIELD), wanted, *size, row.number))
             continue
         values = _values(row, recipe.field, film.is_volume)
         if values.shape != size:
@@ -138,7 +147,7 @@ def check_masks(rows: Sequence[Row], recipes: Sequence[MaskRecipe]) -> None:
         f"row {row.number}: {recipe.field} {str(row.get(recipe.field))!r} is not a file beside the manifest"
         for row in rows
         for recipe in recipes
-        if recipe.holds(row) and not _path(row, recipe.field).is_file()
+        if recipe.field != COCO_FIELD and recipe.holds(row) and not _path(row, recipe.field).is_file()
     ]
     if missing:
         raise ManifestError("; ".join(missing[:8]) + (f"; and {len(missing) - 8} more" if len(missing) > 8 else ""))

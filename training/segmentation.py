@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adapters.tasks.segmentation import SegmentationHead, SegmentationOutput
 from foundation.preprocess import InputContract
-from training.adapted_tower import AdaptedTower
+from training.adapted_tower import AdaptedTower, level_widths, levels_of_black
 from training.augment import AugmentStrength, augment_with_masks
 from training.classification import patient_chances
 from training.finetune_job import TrainableBackbone
@@ -160,23 +160,9 @@ def dice_and_entropy() -> Loss:
     return cast(Loss, DiceCELoss(sigmoid=True))
 
 
-def level_widths(backbone: TrainableBackbone) -> tuple[int, ...]:
-    """The channels of each level."""
-    return tuple(int(level.shape[1]) for level in _levels_of_black(backbone))
-
-
 def level_grids(backbone: TrainableBackbone) -> tuple[tuple[int, int], ...]:
     """(rows, columns) of each level."""
-    return tuple((int(level.shape[2]), int(level.shape[3])) for level in _levels_of_black(backbone))
-
-
-def _levels_of_black(backbone: TrainableBackbone) -> tuple[Tensor, ...]:
-    """Found by showing the tower a black picture."""
-    size = backbone.contract.size
-    device = next(backbone.image_tower.parameters()).device
-    with torch.inference_mode():
-        levels: tuple[Tensor, ...] = backbone.image_tower(torch.zeros(1, 3, size, size, device=device)).levels
-    return levels
+    return tuple((int(level.shape[2]), int(level.shape[3])) for level in levels_of_black(backbone))
 
 
 def halved(masks: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     film_cache(paths)   (N, S, S, C) uint8      each film as the one preprocess renders it, C = 1 where all are grey
     TrunkCache          (N, V, T, D) float16    V views of each film after the blocks below the first adapted one
+                        (N, V, F) float32       where asked for, the levels on the way there, pooled (`levels.py`)
 
 Both are found again by a digest over all that went into them, so a second run starts at once.
 """
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from adapters.tasks.levels import pool_levels
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
@@ -65,15 +67,26 @@ def augmented_pixels(films: npt.NDArray[np.uint8], contract: InputContract, stre
 
 @dataclass(frozen=True, eq=False)
 class TrunkCache:
-    """hidden (N, V, T, D) before block `first_block`, on a grid of (h, w); view 0 is the film itself."""
+    """hidden (N, V, T, D) before block `first_block`, on a grid of (h, w); view 0 is the film itself.
+
+    below: (N, V, F) the levels taken before that block, pooled by `pools`; None where no pools were asked for.
+    """
 
     hidden: npt.NDArray[np.float16]
     grid: tuple[int, int]
     first_block: int
+    below: npt.NDArray[np.float32] | None = None
 
     def state(self, films: Sequence[int], views: Sequence[int]) -> Tensor:
         """(B, T, D) float16 for pairs of film and view."""
         return torch.from_numpy(self.hidden[list(films), list(views)])
+
+    def batch(self, films: Sequence[int], views: Sequence[int]) -> dict[str, Any]:
+        """What `AdaptedTower.features` takes: `hidden`, `grid` and, where the levels were pooled, `below`."""
+        batch: dict[str, Any] = {"hidden": self.state(films, views), "grid": self.grid}
+        if self.below is not None:
+            batch["below"] = torch.from_numpy(self.below[list(films), list(views)])
+        return batch
 
     @classmethod
     @torch.inference_mode()
@@ -90,13 +103,15 @@ class TrunkCache:
         strength: AugmentStrength,
         seed: int,
         precision: str = "fp32",
+        pools: Sequence[str] = (),
         is_quiet: bool = False,
         batch_size: int = 32,
     ) -> TrunkCache:
         """Run every view of every film through the frozen blocks, or find the result of an earlier run."""
         source = Path(str(getattr(films, "filename", "") or "")).name or _digest(films.tobytes())
-        made_of = (fingerprint, source, asdict(contract), first_block, views, asdict(strength), seed, precision)
+        made_of = (fingerprint, source, asdict(contract), first_block, views, asdict(strength), seed, precision, list(pools))
         target = folder / f"trunk-{_digest('trunk', *made_of)}.npy"
+        pooled = target.with_name(target.name.replace("trunk-", "levels-"))
         device = next(tower.parameters()).device
 
         def run(pixels: Tensor) -> TrunkState:
@@ -104,11 +119,13 @@ class TrunkCache:
                 return tower.run(tower.embed(pixels.to(device)), 0, first_block)
 
         probe = run(to_pixels(films[:1], contract))
-        if not target.is_file():
+        if not target.is_file() or (pools and not pooled.is_file()):
             folder.mkdir(parents=True, exist_ok=True)
             shape = (len(films), views, *probe.hidden.shape[1:])
             partial = target.with_suffix(".partial.npy")
             hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            size = sum(level.shape[1] for level in probe.levels) * len(pools)
+            below = np.zeros((len(films), views, size), np.float32)
             for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
                 chunk = np.asarray(films[start : start + batch_size])
                 for view in range(views):
@@ -116,7 +133,10 @@ class TrunkCache:
                     pixels = to_pixels(chunk, contract)
                     if view:
                         pixels = augmented_pixels(chunk, contract, strength, own_seed)
-                    values = run(pixels).hidden.float().cpu().numpy()
+                    state = run(pixels)
+                    if size:
+                        below[start : start + len(chunk), view] = pool_levels(state.levels, pools).cpu().numpy()
+                    values = state.hidden.float().cpu().numpy()
                     if not np.abs(values).max() < np.finfo(np.float16).max:
                         raise InvalidRequest(
                             "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
@@ -124,8 +144,10 @@ class TrunkCache:
                         )
                     hidden[start : start + len(chunk), view] = values
             hidden.flush()
+            if pools:
+                np.save(pooled, below)
             partial.rename(target)
-        return cls(np.load(target, mmap_mode="r"), probe.grid, first_block)
+        return cls(np.load(target, mmap_mode="r"), probe.grid, first_block, np.load(pooled) if pools else None)
 
 
 class _ColourError(Exception):

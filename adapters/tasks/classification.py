@@ -2,6 +2,7 @@
 
     logits (B, K) = embedding (B, E) @ text.T  +  bias               starts as zero-shot with the prompts
                   + per-label attention over the tokens (B, N, D)    starts at zero
+                  + linear over the pooled levels (`levels.py`)      starts at zero; heads may be without it
 
 "Normal" is the absence of findings and never a label with a prompt of its own: its probability is the product
 of (1 - p_k) over the findings, i.e. that none is present if findings were independent given the film. Findings
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,12 @@ from torch import Tensor, nn
 
 from adapters.card import AdapterCard, Calibration
 from adapters.tasks.heads import bind_head, head_options
+from adapters.tasks.levels import LevelReader, pool_levels
+from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "classification"
+OPTIONAL: Mapping[str, Any] = {"level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0}
 NORMAL = "normal"
 
 
@@ -37,6 +41,9 @@ class HasFeatures(Protocol):
 
     @property
     def tokens(self) -> Tensor: ...  # (B, N, D)
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]: ...  # each (B, D_l, H_l, W_l)
 
 
 class EncodesText(Protocol):
@@ -52,20 +59,59 @@ class EncodesText(Protocol):
 
 
 class ClassificationHead(nn.Module):
-    """Image features to K raw logits; `evidence` says where in the film they come from."""
+    """Image features to K raw logits; `evidence` says where in the film they come from.
 
-    def __init__(self, labels: int, embed_dim: int, width: int) -> None:
+    level_widths: the channels of each level that is read besides; empty reads none. study_hidden: the width of the attention
+    over the films of a study; 0 weighs them equally.
+    """
+
+    levels: LevelReader | None
+    study: StudyPool | None
+
+    def __init__(
+        self,
+        labels: int,
+        embed_dim: int,
+        width: int,
+        level_widths: Sequence[int] = (),
+        pools: Sequence[str] = (),
+        study_hidden: int = 0,
+    ) -> None:
         super().__init__()
         self.text = nn.Linear(embed_dim, labels)
         self.query = nn.Parameter(torch.zeros(labels, width))
         self.value = nn.Parameter(torch.zeros(labels, width))
         nn.init.zeros_(self.text.weight)
         nn.init.zeros_(self.text.bias)
+        self.levels = LevelReader(level_widths, pools, labels) if level_widths else None
+        self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
-    def forward(self, features: HasFeatures) -> Tensor:
+    def forward(self, features: HasFeatures, pooled: Tensor | None = None) -> Tensor:
+        """pooled: the features' pooled levels (B, F), where the caller has them already."""
         attention, values = self._look(features.tokens)
         logits: Tensor = self.text(features.embedding.float()) + (attention * values).sum(dim=1)
-        return logits
+        if self.levels is None:
+            return logits
+        return logits + self.levels(pool_levels(features.levels, self.levels.pools) if pooled is None else pooled)
+
+    def of_studies(self, features: HasFeatures, study: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """(number of studies, K): films (B, ...) and which study each is of, (B,), from 0 on; each study has a film."""
+        logits = self(features, pooled)
+        if self.study is None:
+            weights = 1.0 / torch.bincount(study)[study].to(logits.dtype)
+        else:
+            weights = self.study(features.embedding, study)
+        return pool_studies(logits, weights, study)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a card keeps of the head; `open` builds it from that again."""
+        sizes: dict[str, Any] = {"embed_dim": self.text.in_features, "width": self.query.shape[1]}
+        if self.levels is not None:
+            sizes |= {"level_widths": list(self.levels.widths), "pools": list(self.levels.pools)}
+        if self.study is not None:
+            sizes["study_hidden"] = self.study.hidden
+        return sizes
 
     def evidence(self, features: HasFeatures) -> Tensor:
         """(B, N, K): the share of each patch in each label's logit, summing over N to the token part of it."""
@@ -121,18 +167,21 @@ class ClassificationResult:
     probabilities: npt.NDArray[np.float64]  # calibrated
     thresholds: npt.NDArray[np.float64]
     is_multi_label: bool = True
+    exclusive: tuple[tuple[int, ...], ...] = ()  # groups of labels of which exactly one holds, among free ones
 
     @property
     def positive(self) -> tuple[str, ...]:
-        """The labels at or above their threshold (multi-label), or the single most probable one."""
-        if not self.is_multi_label:
-            return (self.labels[int(self.probabilities.argmax())],)
-        return tuple(label for label, is_on in zip(self.labels, self.probabilities >= self.thresholds, strict=True) if is_on)
+        """The free labels at or above their threshold, and the most probable one of each choice."""
+        is_on = self.probabilities >= self.thresholds
+        for columns in self.exclusive if self.is_multi_label else [tuple(range(len(self.labels)))]:
+            is_on[list(columns)] = False
+            is_on[columns[int(self.probabilities[list(columns)].argmax())]] = True
+        return tuple(label for label, is_held in zip(self.labels, is_on, strict=True) if is_held)
 
     @property
     def normal_probability(self) -> float | None:
-        """That no finding is present (see the top of this file); None for multi-class adapters."""
-        return float(np.prod(1.0 - self.probabilities)) if self.is_multi_label else None
+        """That no finding is present (see the top of this file); None where there are classes to choose from."""
+        return float(np.prod(1.0 - self.probabilities)) if self.is_multi_label and not self.exclusive else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +194,11 @@ class Classifier:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Classifier:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        options = head_options(card, TASK, ("embed_dim", "width"))
-        head = ClassificationHead(len(card.labels), int(options["embed_dim"]), int(options["width"]))
+        options = head_options(card, TASK, ("embed_dim", "width"), OPTIONAL)
+        _exclusive(card)
+        widths, pools = tuple(options.get("level_widths", ())), tuple(options.get("pools", ()))
+        sizes = (int(options["embed_dim"]), int(options["width"]))
+        head = ClassificationHead(len(card.labels), *sizes, widths, pools, int(options.get("study_hidden", 0)))
         return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()
@@ -155,15 +207,36 @@ class Classifier:
         logits = self.head(features).double().cpu().numpy()
         return [self.result(row) for row in logits]
 
+    @torch.no_grad()
+    def of_study(self, features: HasFeatures) -> ClassificationResult:
+        """One result for all the films of the batch together: the views of a patient, or the slices of a volume."""
+        study = torch.zeros(len(features.embedding), dtype=torch.long, device=features.embedding.device)
+        return self.result(self.head.of_studies(features, study).double().cpu().numpy()[0])
+
     def result(self, logits: npt.NDArray[np.float64]) -> ClassificationResult:
         card = self.card
-        probabilities = calibrate(logits, card.calibration, card.is_multi_label)
+        exclusive = _exclusive(card)
+        probabilities = calibrate(logits, card.calibration, card.is_multi_label, exclusive)
         thresholds = np.array(card.thresholds or [0.5] * len(card.labels))
-        return ClassificationResult(card.labels, logits, probabilities, thresholds, card.is_multi_label)
+        return ClassificationResult(card.labels, logits, probabilities, thresholds, card.is_multi_label, exclusive)
 
 
-def calibrate(logits: npt.NDArray[np.float64], how: Calibration, is_multi_label: bool) -> npt.NDArray[np.float64]:
-    """Raw logits (..., K) to probabilities by the card's calibration."""
+def _exclusive(card: AdapterCard) -> tuple[tuple[int, ...], ...]:
+    """The card's groups of classes among free labels; refused where a column does not exist or is named twice."""
+    groups = tuple(tuple(columns) for columns in card.head.get("exclusive", ()))
+    named = [column for columns in groups for column in columns]
+    if len(set(named)) != len(named) or not set(named) <= set(range(len(card.labels))) or not all(groups):
+        raise AdapterRefused("The card's groups of classes name a label twice or one that is not there.")
+    return groups
+
+
+def calibrate(
+    logits: npt.NDArray[np.float64], how: Calibration, is_multi_label: bool, exclusive: Sequence[Sequence[int]] = ()
+) -> npt.NDArray[np.float64]:
+    """Raw logits (..., K) to probabilities by the card's calibration.
+
+    Without `is_multi_label` all columns are classes of one choice; `exclusive` names columns that are among free labels.
+    """
     scores = logits.astype(np.float64)
     if how.method == "platt":
         scores = scores * np.array(how.slope) + np.array(how.bias)
@@ -171,10 +244,12 @@ def calibrate(logits: npt.NDArray[np.float64], how: Calibration, is_multi_label:
         scores = scores * how.slope[0]
     elif how.method != "none":
         raise AdapterRefused(f"The card's calibration {how.method!r} is not known here.")
-    if is_multi_label:
-        return 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
-    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    probabilities = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
+    for columns in exclusive if is_multi_label else [range(scores.shape[-1])]:
+        part = scores[..., list(columns)]
+        shifted = np.exp(part - part.max(axis=-1, keepdims=True))
+        probabilities[..., list(columns)] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return np.asarray(probabilities)
 
 
 def mean_text(backbone: EncodesText, texts: Sequence[str]) -> Tensor:

@@ -14,14 +14,24 @@ from PIL import Image
 from adapters.bank import AdapterBank
 from adapters.fake import FakeBackbone
 from adapters.files import read_adapter
+from adapters.lora import remove_lora
 from adapters.store import AdapterStore
 from adapters.tasks.classification import Classifier
 from foundation.errors import InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
-from training.classification import mean_auroc, patient_chances
+from training.classification import AdaptedClassifier, mean_auroc, patient_chances
 from training.finetune import FinetuneResult, finetune
-from training.finetune_recipe import DataRecipe, FinetuneRecipe, LoraRecipe, TrainingRecipe, ViewRecipe
+from training.finetune_recipe import (
+    DataRecipe,
+    FinetuneRecipe,
+    HeadRecipe,
+    LabelGroup,
+    LoraRecipe,
+    TrainingRecipe,
+    ViewRecipe,
+)
+from training.label_table import LabelTable
 from training.recipe import fill, read_recipe
 from training.trunk_cache import TrunkCache, film_cache, to_pixels
 
@@ -142,7 +152,8 @@ def test_cached_features_equal_the_whole_tower(tmp_path: Path, manifest: Path, k
     backbone = FakeBackbone(kind)
     paths = sorted(manifest.parent.glob("*.png"))[:6]
     films = film_cache(paths, backbone.contract, tmp_path, is_quiet=True)
-    options = {"first_block": block, "views": 2, "strength": SMALL.views.strength, "seed": 0, "is_quiet": True}
+    pools = ("mean", "max")
+    options = {"first_block": block, "views": 2, "strength": SMALL.views.strength, "seed": 0, "pools": pools, "is_quiet": True}
     tower = backbone.image_tower
     cache = TrunkCache.build(tower, backbone.fingerprint, films, backbone.contract, tmp_path, **options)
     from foundation.towers import TrunkState
@@ -154,6 +165,17 @@ def test_cached_features_equal_the_whole_tower(tmp_path: Path, manifest: Path, k
     scale = float(whole.abs().max())
     torch.testing.assert_close(upper / scale, whole / scale, atol=3e-3, rtol=0)  # the cache is float16
     assert not np.array_equal(cache.hidden[:, 0], cache.hidden[:, 1])  # the second view is another
+    recipe = replace(SMALL, lora=LoraRecipe(first_block=block), head=HeadRecipe(pools=pools))
+    model = AdaptedClassifier(backbone, recipe, LabelTable((LabelGroup("labels", ("left", "low")),)))
+    with torch.inference_mode():
+        batch = cache.batch(range(6), [0] * 6)
+        from_cache = model.pooled(batch, model.features(batch).levels)
+        pixels = {"pixels": to_pixels(np.asarray(films), backbone.contract)}
+        directly = model.pooled(pixels, model.features(pixels).levels)
+    remove_lora(backbone.image_tower)
+    assert from_cache is not None
+    assert directly is not None
+    torch.testing.assert_close(from_cache, directly, atol=3e-3 * float(directly.abs().max()), rtol=0)
     again = TrunkCache.build(tower, backbone.fingerprint, films, backbone.contract, tmp_path, **options)
     assert np.array_equal(again.hidden, cache.hidden)
     assert len(list(tmp_path.glob("trunk-*.npy"))) == 1
@@ -184,6 +206,74 @@ def test_multi_class(manifest: Path, tmp_path: Path) -> None:
         finetune("classification", manifest, tmp_path / "two", recipe, FakeBackbone(), is_quiet=True, cpu=True)
 
 
+def test_several_tasks_phantoms_and_another_scanner(manifest: Path, tmp_path: Path) -> None:
+    """A free label and a choice in one adapter, each known on its own films; phantoms join the training films only."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["image"] = str(manifest.parent / line["image"])
+        line["source"] = "one" if number % 2 else "two"
+        line["labels"] = ["effusion" if name == "left" else name for name in line["labels"]]
+        if line["source"] == "two":
+            line["labels"] = ["low" if "low" in line["labels"] else "normal"]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    heads = (
+        LabelGroup("findings", ("effusion",), where=("source=one",)),
+        LabelGroup("kind", ("normal", "low"), multi_label=False, where=("source=two",)),
+    )
+    recipe = replace(
+        SMALL,
+        data=DataRecipe(heads=heads, phantoms=6, contrasts=(("low", "normal"),)),
+        views=ViewRecipe(cached=1, altered=SMALL.views.strength),
+        training=replace(SMALL.training, epochs=4, average=0.5, mixup=0.2),
+    )
+    made = finetune("classification", tmp_path / "m.jsonl", tmp_path / "out", recipe, FakeBackbone(), is_quiet=True, cpu=True)
+    card = made.card
+    assert card.is_multi_label
+    assert card.head["exclusive"] == ((1, 2),)
+    assert card.calibration.slope[1] == card.calibration.slope[2]
+    assert card.calibration.bias[1:] == (0.0, 0.0)
+    assert {record.source: record.splits for record in card.data}["phantom"] == ("train",)
+    values = {(metric.split, metric.name, metric.label): metric.value for metric in card.metrics}
+    assert {"val", "test", "test, altered", "phantoms"} == {split for split, _, _ in values}
+    assert values["test", "auroc", "low against normal"] == pytest.approx(values["test", "auroc", "low"])
+    adapter = read_adapter(made.adapter, FakeBackbone())
+    opened = Classifier.open(adapter.card, adapter.head)
+    result = opened.result(np.array([0.0, 2.0, 1.0]))
+    assert result.probabilities[1:].sum() == pytest.approx(1.0)
+    assert "normal" in result.positive
+    assert "low" not in result.positive
+    assert result.normal_probability is None
+
+
+def test_films_of_a_study_are_one_item(manifest: Path, tmp_path: Path) -> None:
+    """Two films a patient are a study; what is scored are studies, and attention is among what was learnt."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line |= {"image": str(manifest.parent / line["image"]), "study_id": line["patient_id"]}
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    recipe = replace(SMALL, data=DataRecipe(studies=True), training=replace(SMALL.training, epochs=8, batch_size=8))
+    made = finetune("classification", tmp_path / "m.jsonl", tmp_path / "out", recipe, FakeBackbone(), is_quiet=True, cpu=True)
+    assert {metric.films for metric in made.card.metrics if metric.split == "test"} == {COUNTS["test"] // 2}
+    assert made.scores["test"] > 0.8
+    adapter = read_adapter(made.adapter, FakeBackbone())
+    assert adapter.head["study.score.weight"].abs().max() > 0
+    assert Classifier.open(adapter.card, adapter.head).head.study is not None
+
+
+def test_a_few_shots_are_reported_for_three_seeds(manifest: Path, tmp_path: Path) -> None:
+    training = replace(SMALL.training, epochs=2)
+    recipe = replace(SMALL, data=DataRecipe(shots=4), head=HeadRecipe(pools=()), training=training)
+    made = finetune("classification", manifest, tmp_path, recipe, FakeBackbone(), is_quiet=True, cpu=True)
+    named = {(metric.split, metric.name, metric.label): metric.value for metric in made.card.metrics}
+    for seed in ("seed 0", "seed 1", "seed 2"):
+        blend, words = (named["test", f"auroc mean, {name}", seed] for name in ("blend", "zero-shot"))
+        assert blend > words
+        assert ("val", "auroc mean, trained", seed) in named
+    assert named["test", "auroc mean, trained", "seed 0"] == pytest.approx(made.scores["test"], abs=1e-4)
+    with pytest.raises(InvalidRequest, match=r"set head\.pools"):
+        FinetuneRecipe("x1", data=DataRecipe(shots=4))
+
+
 def test_patients_are_balanced() -> None:
     chances = patient_chances(["a", "a", "a", "a", "b"], 1.0)
     assert chances[-1] == pytest.approx(0.5)
@@ -195,6 +285,8 @@ def test_the_bundled_recipe_reads() -> None:
     assert recipe.name == "cxr-findings"
     assert len(recipe.data.labels) == 13
     assert set(recipe.data.licence_classes) == {"permissive", "attribution"}
+    assert read_recipe("tb-screen", FinetuneRecipe).views.altered is not None
+    assert read_recipe("pediatric-pneumonia", FinetuneRecipe).data.contrasts == (("bacterial pneumonia", "viral pneumonia"),)
 
 
 @pytest.mark.parametrize(

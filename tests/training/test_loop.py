@@ -131,3 +131,43 @@ def test_refusals(tmp_path: Path) -> None:
         LoopConfig(epochs=0)
     with pytest.raises(InvalidRequest, match="monitor 'other' is not there"):
         make_loop(tmp_path / "other", monitor="other").run()
+
+
+def test_the_running_mean_is_what_is_kept(tmp_path: Path) -> None:
+    """Against the mean written out step by step; the weights that go on learning are not touched by it."""
+    trajectory: list[torch.Tensor] = []
+
+    class Watched(Line):
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
+            trajectory.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone())
+            return super().loss(model, batch)
+
+    loop = make_loop(tmp_path / "mean", Watched([1.0, 2.0, 3.0]), average=0.5)
+    loop.run()
+    plain = make_loop(tmp_path / "plain", Line([1.0, 2.0, 3.0]))
+    plain.run()
+    trajectory.append(weights(plain))  # with the same seed the learning weights end where they end without a mean
+    mean = trajectory[0]
+    for step, after in enumerate(trajectory[1:]):
+        share = min(0.5, (step + 1) / (step + 10))
+        mean = share * mean + (1 - share) * after
+    torch.testing.assert_close(weights(loop), mean, atol=1e-5, rtol=0)
+    assert not torch.allclose(weights(loop), weights(plain), atol=1e-4)
+
+
+def test_a_resumed_run_goes_on_with_its_mean(tmp_path: Path) -> None:
+    whole = make_loop(tmp_path / "whole", average=0.8)
+    whole.run()
+    make_loop(tmp_path / "parts", average=0.8).run(max_steps=8)
+    parts = make_loop(tmp_path / "parts", average=0.8)
+    parts.run(resume=True)
+    assert torch.equal(weights(whole), weights(parts))
+    with pytest.raises(InvalidRequest, match="average must lie"):
+        LoopConfig(epochs=1, average=1.0)
+
+
+def test_a_group_may_have_a_decay_of_its_own(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    groups = [ParameterGroup("w", [model.weight], 0.1, 0.5), ParameterGroup("b", [model.bias], 0.1)]
+    loop = Loop(Line(), model, groups, LoopConfig(epochs=1, cpu=True, weight_decay=0.02), tmp_path, is_quiet=True)
+    assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.5, 0.02]

@@ -139,7 +139,7 @@ def test_what_cannot_be_a_manifest_is_refused(write: Write, tmp_path: Path) -> N
         load_manifest(write(""))
     with pytest.raises(ManifestError, match="no manifest at"):
         load_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(ManifestError, match=r"neither \.jsonl nor .csv"):
+    with pytest.raises(ManifestError, match=r"neither \.jsonl, \.csv nor \.json"):
         load_manifest(write(row(1), name="m.parquet"))
     with pytest.raises(ManifestError, match=r"holds no metadata\.jsonl"):
         load_manifest(tmp_path)

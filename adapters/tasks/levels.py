@@ -1,0 +1,62 @@
+"""A linear reading of a tower's levels: what its lower blocks saw, pooled over the film, as logits.
+
+    levels, each (B, D, H, W)  ->  pooled (B, F), level by level, in each level pool by pool  ->  (B, K)
+
+The last block of a pretrained tower keeps what its training asked for; texture that other findings need is often still there
+one block earlier. The reading starts at zero, so a head that adds it answers as before until it is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foundation.errors import AdapterRefused
+
+POOLS = ("mean", "max", "std")
+
+
+def pool_levels(levels: Sequence[Tensor], pools: Sequence[str]) -> Tensor:
+    """Levels (B, D_l, H_l, W_l) -> (B, F) float32 with F = sum of D_l times the number of pools."""
+    flat = [level.float().flatten(2) for level in levels]
+    return torch.cat([_pool(level, name) for level in flat for name in pools], dim=1)
+
+
+def _pool(level: Tensor, name: str) -> Tensor:
+    if name == "mean":
+        return level.mean(dim=2)
+    return level.amax(dim=2) if name == "max" else level.std(dim=2, correction=0)
+
+
+class LevelReader(nn.Module):
+    """Linear over pooled levels (B, F), each brought to zero mean and unit variance by statistics it keeps."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, widths: Sequence[int], pools: Sequence[str], labels: int) -> None:
+        super().__init__()
+        odd = [name for name in pools if name not in POOLS]
+        if odd or not pools or not widths:
+            raise AdapterRefused(f"Levels are pooled by {', '.join(POOLS)}, not by {', '.join(odd) or 'nothing'}.")
+        self.widths, self.pools = tuple(widths), tuple(pools)
+        size = sum(self.widths) * len(self.pools)
+        self.linear = nn.Linear(size, labels)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.linear((pooled.float() - self.mean) * self.scale)
+        return logits
+
+    @torch.no_grad()
+    def start(self, mean: Tensor, spread: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Take a fit on standardised features: mean and spread (F,), weight (K, F), bias (K,)."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1 / spread.clamp_min(1e-6))
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
