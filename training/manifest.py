@@ -3,9 +3,9 @@
     load_manifest("data/manifest.jsonl", where="source=nih_cxr14,view=AP").of("train")
 
 Reads JSON lines, CSV, COCO's annotations or LLaVA's conversations (`.json`), and a Hugging Face ImageFolder
-(`metadata.jsonl` or `metadata.csv`
-beside the images, in the folder itself or in one folder a split); `columns` maps a file's own column names. Every problem
-is a `ManifestError` that names the rows and the remedy; a patient in two splits is one. Opens no image.
+(`metadata.jsonl` or `metadata.csv` beside the images, in the folder itself or in one folder a split); `columns` maps a
+file's own column names. Every problem is a `ManifestError` that names the rows and the remedy; a patient in two splits is
+one. Opens no image.
 
     manifest_row.py     Row           manifest_tables.py   the files         manifest_where.py   filters
     manifest_rules.py   the checks    manifest_check.py    `vesalius data check`
