@@ -291,7 +291,7 @@ def chat_sections(job: Job, opener: ChatOpener | None) -> list[Section]:
     if options.chat_phantoms:
         job.log(f"asking about {options.chat_phantoms} phantoms")
         size = job.backbone.contract.size
-        sections.append(phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed))
+        sections += phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed)
     return sections
 
 

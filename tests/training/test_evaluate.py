@@ -21,9 +21,11 @@ from adapters.store import AdapterStore
 from adapters.tasks.classification import ClassificationHead
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
+from foundation.prompt import FindingState
 from foundation.prompts import prompt_pair
 from training import baselines
-from training.chat_check import Answer, choose_films, other_films, sides_in, yes_or_no, zones_in
+from training.agreement import sides_in, yes_or_no, zones_in
+from training.chat_check import Answer, choose_films, other_films, phantom_questions
 from training.evaluate import Options, evaluate
 from training.manifest import load_manifest
 from training.metrics import auroc
@@ -268,6 +270,35 @@ def test_phantom_questions_are_marked_against_the_truth() -> None:
     [section] = report.sections
     assert {m.estimate.value for m in section.measures if m.by == "real" and m.estimate.value == m.estimate.value} == {1.0}
     assert report.find("balanced accuracy", by="blank").value == 0.0
+    assert report.find("balanced accuracy", by="shuffled").value == 0.0
+
+
+class Parrot:
+    """States an effusion on the right of every film and words it by `form`."""
+
+    stated = (FindingState("effusion", 0.31, True, "right"), FindingState("mass", 0.04, False))
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def answer(self, film: np.ndarray, question: str) -> Answer:
+        if "effusion" not in question and "film" not in question:
+            return Answer("It was not assessed on this film.", stated=self.stated)
+        return Answer(self.form, stated=self.stated)
+
+
+def test_answers_are_held_against_what_was_stated() -> None:
+    def told(form: str) -> dict[str, float]:
+        sections = phantom_questions(Parrot(form), 6, 64, resamples=20, seed=0)
+        return {f"{one.name}, {one.by}": one.estimate.value for one in sections[1].measures}
+
+    right = told("Yes. There is a pleural effusion on the right (31%).")
+    assert right["yes or no, closed questions"] > 0.4  # "is the film normal?" is not answered by yes
+    assert right["percentages, descriptions"] == right["findings named, descriptions"] == right["places, descriptions"] == 1
+    assert right["says that it is not assessed, what is not stated"] == 1
+    assert told("Yes. There is a pleural effusion on the right (41%).")["percentages, descriptions"] == 0
+    assert told("Yes. There is a pleural effusion on the left (31%).")["places, descriptions"] == 0
+    assert told("There is a pleural effusion (31%) and a lung mass (4%).")["findings named, descriptions"] == 0
 
 
 @pytest.mark.parametrize(
