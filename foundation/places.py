@@ -18,15 +18,14 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from foundation.lexicon import FINDINGS
+
 Side = Literal["left", "right", "bilateral"]
 Zone = Literal["upper", "middle", "lower"]
 
-LATERAL: Final = frozenset(
-    "atelectasis consolidation edema effusion emphysema fibrosis infiltration mass nodule pneumonia pneumothorax".split()
-    + ["pleural thickening"]
-)
+LATERAL: Final = frozenset(FINDINGS) - {"cardiomegaly", "hernia"}
 """Findings that have a side; the heart and the stomach lie where they lie."""
-ZONAL: Final = frozenset("atelectasis consolidation infiltration mass nodule pneumonia".split())
+ZONAL: Final = frozenset({"atelectasis", "consolidation", "infiltration", "mass", "nodule", "pneumonia"})
 """Findings of a part of the lung; fluid and free air spread as gravity has it."""
 
 _SPEAKS_FOR: Final = 0.2  # the least peak that says anything; above zero, as real films are told worse than phantoms

@@ -83,9 +83,7 @@ class ChatWork:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
         base, adapted = seen.features[0::2], seen.features[1::2]
         read = [self._placed(*pair, seen) for pair in zip(base, adapted, strict=True)]
-        pictures = tuple(
-            Picture(features.tokens[0], stated(findings)) for features, findings in zip(base, read, strict=True)
-        )
+        pictures = tuple(Picture(features.tokens[0], stated(findings)) for features, findings in zip(base, read, strict=True))
         label = asked_finding(self.request.turns, read[0])
         wants_all = bool(self.request.options.get("maps"))
         maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())

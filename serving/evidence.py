@@ -117,7 +117,9 @@ def stated(findings: Sequence[Finding]) -> tuple[FindingState, ...]:
     return tuple(finding.state() for finding in ordered)
 
 
-def placed(findings: Sequence[Finding], patches: Tensor, grid: tuple[int, int], directions: Mapping[str, Tensor]) -> list[Finding]:
+def placed(
+    findings: Sequence[Finding], patches: Tensor, grid: tuple[int, int], directions: Mapping[str, Tensor]
+) -> list[Finding]:
     """Those present with their places. patches (N, E) of the film on `grid` (h, w); a direction (E,) for each label."""
     found = []
     for finding in findings:

@@ -123,7 +123,7 @@ def _place(state: FindingState) -> str:
     where = place(state)
     if not where:
         return f"there is {phrase(state)} {_percent(state)} , but i cannot tell where ; see the heat map ."
-    return f"the {noun(state.name)} is {where} {_percent(state)} ."
+    return f"by its heat map the {noun(state.name)} is {where} {_percent(state)} ."
 
 
 def _size(state: FindingState) -> str:

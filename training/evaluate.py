@@ -8,7 +8,7 @@
 |--------------------------|-----------------------------------------------------------------------------------------|
 | zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms, the gate |
 | an adapter's name, folder | by its task: labels (AUROC, calibration, its thresholds), masks, anomalies             |
-| chat                     | whether answers follow the film; closed questions on films and phantoms                 |
+| chat                     | whether answers are right, say what was stated, and follow the film; films and phantoms |
 
 Labels are compared inside a source only: pooled over hospitals, the hospital would give the label away.
 """
@@ -35,6 +35,7 @@ from foundation.gate import Gate
 from foundation.prompts import is_normal
 from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
+from training.box_check import boxed_section, boxed_sides
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
 from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
@@ -288,6 +289,11 @@ def chat_sections(job: Job, opener: ChatOpener | None) -> list[Section]:
         job.log(f"asking about {len(rows)} films")
         films = list(read_rows(rows, job.backbone.contract))
         sections += reliance_sections(chat, rows, films, resamples=options.resamples, seed=options.seed)
+    boxed = [row for row in job.rows if boxed_sides(row)] if options.chat_films else []
+    if boxed:
+        job.log(f"asking where, on {len(boxed)} films with boxes")
+        seen = list(read_rows(boxed, job.backbone.contract))
+        sections += boxed_section(chat, boxed, seen, resamples=options.resamples, seed=options.seed)
     if options.chat_phantoms:
         job.log(f"asking about {options.chat_phantoms} phantoms")
         size = job.backbone.contract.size

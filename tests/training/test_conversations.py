@@ -30,7 +30,9 @@ def test_answers_follow_what_is_stated() -> None:
     )
     assert answer("Is the heart enlarged?", [], FACTS) == "no . there is no cardiomegaly ( 10 % ) ."
     assert answer("Is the heart normal?", [], FACTS) == "yes . there is no cardiomegaly ( 10 % ) ."
-    assert answer("Where is it?", ["Is there an effusion?"], FACTS) == ("the pleural effusion is on the right ( 83 % ) .")
+    assert answer("Where is it?", ["Is there an effusion?"], FACTS) == (
+        "by its heat map the pleural effusion is on the right ( 83 % ) ."
+    )
     assert answer("Any effusion on the left?", [], FACTS).startswith("no , not on the left : there is a small pleural effusion")
     assert answer("Is it normal?", [], FACTS).startswith("no . the film is not normal")
     assert answer("Is anything wrong?", [], FACTS).startswith("yes . the film is not normal")

@@ -25,9 +25,10 @@ from foundation.prompt import FindingState
 from foundation.prompts import prompt_pair
 from training import baselines
 from training.agreement import sides_in, yes_or_no, zones_in
+from training.box_check import boxed_section, boxed_sides
 from training.chat_check import Answer, choose_films, other_films, phantom_questions
 from training.evaluate import Options, evaluate
-from training.manifest import load_manifest
+from training.manifest import Row, load_manifest
 from training.metrics import auroc
 from training.phantom_check import score_phantoms
 from training.retrieval import chance_of_film
@@ -322,6 +323,31 @@ def test_films_to_ask_about_are_of_different_patients(made_films: Any) -> None:
     others = other_films(chosen)
     assert all(chosen[other].labels != row.labels for row, other in zip(chosen, others, strict=True))
     assert choose_films(rows, 10, seed=0) == chosen
+
+
+def test_sides_are_held_against_boxes(tmp_path: Path) -> None:
+    def row(number: int, label: str, *lefts: float) -> Row:
+        boxes = [{"label": label, "xywh_1024": [left, 300, 100, 100]} for left in lefts]
+        return Row(number, str(number), tmp_path, "test", str(number), str(number), extra={"boxes": boxes})
+
+    rows = [row(0, "Effusion", 100), row(1, "Infiltrate", 100, 800), row(2, "Nodule", 800), row(3, "Cardiomegaly", 400)]
+    assert [dict(boxed_sides(one)) for one in rows] == [
+        {"effusion": {"right"}},
+        {"infiltration": {"left", "right"}},
+        {"nodule": {"left"}},
+        {},
+    ]
+
+    class Says:
+        def answer(self, film: np.ndarray, question: str) -> Answer:
+            return Answer("On the right." if "nodule" not in question else "I cannot tell where.")
+
+    films = [np.zeros((8, 8, 3), np.uint8)] * 3
+    [section] = boxed_section(Says(), rows[:3], films, resamples=20, seed=0)
+    told, right = (measure.estimate.value for measure in section.measures)
+    assert told == pytest.approx(2 / 3)
+    assert right == pytest.approx(1 / 2)
+    assert boxed_section(Says(), (), (), resamples=20, seed=0) == ()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
