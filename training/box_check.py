@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from foundation.lexicon import FINDINGS
+from foundation.places import LATERAL
 from foundation.prompts import terms
 from training.agreement import sides_in
 from training.manifest import Row
@@ -22,7 +22,6 @@ from training.scoring import Film
 
 BOX_FRAME = 1024
 _NAMES = {"infiltrate": "infiltration"}
-_WITHOUT_SIDE = ("cardiomegaly", "hernia")
 
 
 class Answers(Protocol):
@@ -40,7 +39,7 @@ def boxed_sides(row: Row) -> Mapping[str, frozenset[str]]:
     for box in row.get("boxes") or ():
         label = str(box.get("label", "")).lower()
         name, frame = _NAMES.get(label, label), box.get("xywh_1024")
-        if name in FINDINGS and name not in _WITHOUT_SIDE and frame:
+        if name in LATERAL and frame:
             sides.setdefault(name, set()).add(_side(frame))
     return {name: frozenset(held) for name, held in sides.items()}
 
