@@ -7,7 +7,9 @@ from itertools import count
 from adapters.store import AdapterStore
 from foundation.checkpoint import Checkpoint
 from foundation.errors import InvalidRequest
+from foundation.prompt import FindingState
 from serving.engine import Engine
+from serving.evidence import Finding
 from serving.messages import ChatTurn, Film, Request
 from training.chat_check import Answer
 from training.scoring import Film as Pixels
@@ -25,7 +27,7 @@ class EngineChat:
     def answer(self, film: Pixels, question: str) -> Answer:
         """film (S, S, 3) uint8, as the model sees it."""
         request = Request(next(self._ids), "chat", film=Film(film, digest="evaluation"), turns=(ChatTurn("user", question),))
-        text, findings = "", {}
+        text, findings, stated = "", {}, tuple[FindingState, ...]()
         for outcome in self.engine.answer(request):
             if outcome.is_error:
                 raise InvalidRequest(outcome.error_message)
@@ -36,7 +38,8 @@ class EngineChat:
                 text = NOT_ASSESSED.format(evidence["looks_like"])
             elif evidence:
                 findings = {one["label"]: one["probability"] for one in evidence["findings"]}
-        return Answer(text, findings)
+                stated = tuple(Finding(**one).state() for one in evidence["findings"])
+        return Answer(text, findings, stated)
 
 
 def open_chat(checkpoint: Checkpoint) -> EngineChat:

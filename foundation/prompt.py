@@ -1,9 +1,10 @@
 """What the decoder reads and how its tokens become text: the findings, the turns, the prompt, and the way back.
 
     [BOS] <image> x N <findings> effusion present 83 right small ; cardiomegaly absent 10
-          <user> is there fluid ? [SEP] presence ; effusion present 83 right small <assistant> yes . ... [EOS] <user> ...
+          <user> is there fluid ? [SEP] yes presence ; effusion present 83 right small <assistant> yes . ... [EOS] <user> ...
 
-The hint behind [SEP] is what the question asks and the clauses it is about, so that the decoder has them at hand.
+The hint behind [SEP] is what the question asks, the verdict where it is a closed one, and the clauses it is about, so that
+the decoder has at hand all that it has to word.
 
 Training and serving build prompts by these functions alone. A person's words never become a special token: they are
 tokenised with the specials switched off. Knows no tensor.
@@ -18,10 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from foundation.errors import CheckpointRefused, InvalidRequest
-from foundation.questions import interpret_question
+from foundation.questions import QuestionIntent, interpret_question
 
 Role = Literal["user", "assistant"]
 NOT_ASSESSED = "not assessed"
+NOTHING = "nothing"
+USUAL = ("effusion", "pneumothorax", "pneumonia", "cardiomegaly")
+"""Findings that a description denies where they are absent."""
+_ELSEWHERE = {"left": ("right",), "right": ("left",), "bilateral": ("left", "right")}
 SPECIALS = ("[BOS]", "[EOS]", "[SEP]", "[PAD]", "<image>", "<findings>", "<user>", "<assistant>")
 
 
@@ -68,25 +73,51 @@ def _clause(state: FindingState) -> str:
 
 
 def hint_text(question: str, earlier: Sequence[str], findings: str | None) -> str:
-    """The hint that follows a question after [SEP]: what it asks, and the clauses of `findings` it is about.
+    """The hint that follows a question after [SEP]: its verdict, what it asks, and the clauses of `findings` it is about.
 
-    `earlier` are the previous questions. A question about the whole film is about all that is present.
+    `earlier` are the previous questions. A closed question begins with its "yes" or "no", which follows from the clauses and
+    is only to be worded. A question about the whole film is about all that is present ("nothing", if nothing is); a
+    description also denies the usual suspects that are absent.
     """
     intent = interpret_question(question, earlier)
     if intent.term:
         return f"{intent.term} not assessed"
-    asked = " ".join(word for word in (intent.side, "absence" if intent.asks_absence else intent.kind) if word)
-    clauses = [] if findings in (None, "", NOT_ASSESSED) else str(findings).split(" ; ")
-    if intent.findings:
-        about = [_find_clause(name, clauses) for name in intent.findings[:4]]
-    else:
-        about = [clause for clause in clauses if " present " in clause] if intent.kind != "other" else []
+    is_assessed = findings not in (None, NOT_ASSESSED)
+    about = _clauses_about(intent, [clause for clause in str(findings).split(" ; ") if clause] if is_assessed else None)
+    kind = "absence" if intent.asks_absence and intent.kind == "presence" else intent.kind
+    asked = " ".join(word for word in (_verdict(intent, about), intent.side, kind) if word)
     return " ; ".join([asked, *about])
+
+
+def _clauses_about(intent: QuestionIntent, clauses: Sequence[str] | None) -> list[str]:
+    """clauses: of all findings, None where the film was not assessed or there is none."""
+    if intent.findings:
+        return [_find_clause(name, clauses or ()) for name in intent.findings[:4]]
+    if intent.kind == "other" or clauses is None:
+        return []
+    present = [clause for clause in clauses if " present " in clause]
+    if not present:
+        return [NOTHING]
+    denied = [f"no {name}" for clause in clauses for name in USUAL if clause.startswith(f"{name} absent ")]
+    return [*present, *(denied if intent.kind == "describe" else [])]
+
+
+def _verdict(intent: QuestionIntent, about: Sequence[str]) -> str:
+    """ "yes" or "no" to a closed question, "" where there is no such answer."""
+    if not about or intent.kind not in ("presence", "normal") or len(intent.findings) > 1 or about[0].endswith(NOT_ASSESSED):
+        return ""
+    is_present = " present " in about[0] and not any(is_elsewhere(intent.side, word) for word in about[0].split())
+    return "yes" if is_present != intent.asks_absence else "no"
+
+
+def is_elsewhere(asked: str | None, stated: str | None) -> bool:
+    """Whether a finding stated on one side answers a question about another with no."""
+    return stated in _ELSEWHERE.get(asked or "", ())
 
 
 def _find_clause(name: str, clauses: Sequence[str]) -> str:
     starts = (f"{name} present ", f"{name} absent ")
-    return next((clause for clause in clauses if clause.startswith(starts)), f"{name} not assessed")
+    return next((clause for clause in clauses if clause.startswith(starts)), f"{name} {NOT_ASSESSED}")
 
 
 class PromptTokenizer:

@@ -72,6 +72,8 @@ _DESCRIBE = (
     r"\btell me about|\bfindings\b|\bread (this|the)|\bwhat are the|\bcaption\b|\bwhat abnormalit|\bwhat patholog|"
     r"\bwhat is the (main|major|primary|most)|\blist\b|\bwhat (is|are) (seen|visible|shown)"
 )
+_EITHER = r"\bnormal or (abnormal|not)\b|\babnormal or normal\b"
+_WELL = r"\b(normal|healthy|unremarkable|clear|ok|okay|fine)\b|\bis everything\b"  # NOTE: "abnormal" has no such word in it
 _ABSENCE = (
     r"\bnormal\b|\bfree of\b|\bclear of\b|\bis there no\b|\bare there no\b|\bwithout\b|\bruled? out\b|\babsen(t|ce)\b|\bexclude"
 )
@@ -81,7 +83,8 @@ _ABSENCE = (
 class QuestionIntent:
     """What is asked. `findings` are names of `lexicon.FINDINGS` in order of mention; `term` is something we do not assess.
 
-    asks_absence: "is the heart normal?", "is it free of effusion?"; a yes then means that the finding is absent.
+    asks_absence: "is the heart normal?", "is it free of effusion?"; a yes then means that the finding is absent. Of the whole
+    film ("normal"): "is it normal?", where "is anything wrong?" asks for presence.
     """
 
     kind: Kind
@@ -133,6 +136,7 @@ def _interpret(text: str) -> QuestionIntent:
     side = next((side for side, words in SIDE_WORDS.items() if any(_has_word(plain, w) for w in words)), None)
     kind = _kind(plain, bool(findings or term), rest)
     asks_absence = kind == "presence" and bool(findings) and bool(re.search(_ABSENCE, plain))
+    asks_absence |= kind == "normal" and bool(re.search(_WELL, plain))
     return QuestionIntent(kind, tuple(findings), side, term, asks_absence)
 
 
@@ -145,7 +149,7 @@ def _kind(plain: str, has_subject: bool, rest: str) -> Kind:
         return "severity"
     if has_subject:
         return "presence"
-    if re.search(_DESCRIBE, plain):
+    if re.search(_DESCRIBE, plain) or re.search(_EITHER, plain):
         return "describe"
     if re.search(_NORMAL, plain):
         return "normal"

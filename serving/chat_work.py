@@ -7,19 +7,23 @@ views   the film, and where reliance is to be measured its blank and its shuffle
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from foundation.controls import blank, shuffled
 from foundation.prompt import FindingState, Turn
 from serving.chat_residency import ChatResident
-from serving.evidence import Evidence, HeatMap, asked_finding, heat_map
+from serving.evidence import Evidence, Finding, HeatMap, asked_finding, heat_map, placed, stated
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
 from serving.works import FindingsReader, Seen, Tools, View, film_of
 from serving.works.findings import findings_reader
 from serving.zero_shot import PromptSet
+
+if TYPE_CHECKING:
+    from foundation.backbone import ImageFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,23 +97,30 @@ class ChatWork:
         if not verdict.assessed:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
         base, adapted = seen.features[0::2], seen.features[1::2]
-        read = [self.reader.read(features, self.prompts, seen.texts) for features in adapted]
-        pictures = tuple(
-            Picture(features.tokens[0], tuple(finding.state() for finding in findings))
-            for features, findings in zip(base, read, strict=True)
-        )
+        read = [self._placed(*pair, seen) for pair in zip(base, adapted, strict=True)]
+        pictures = tuple(Picture(features.tokens[0], stated(findings)) for features, findings in zip(base, read, strict=True))
         label = asked_finding(self.request.turns, read[0])
         wants_all = bool(self.request.options.get("maps"))
         maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
         heatmap = next((one for one in maps if one.label == label), None)
         return Opening(turns, pictures, Evidence(True, "", read[0], heatmap, maps if wants_all else None))
 
+    def _placed(self, base: ImageFeatures, adapted: ImageFeatures, seen: Seen) -> tuple[Finding, ...]:
+        """The findings of one picture, and where those present lie."""
+        found = self.reader.read(adapted, self.prompts, seen.texts)
+        patches = self.tools.backbone.patch_embeddings(base)[0].float()
+        return tuple(placed(found, patches, base.grid, self._directions(seen)))
+
     def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
         """One for each of `labels`, all from the forward that was run anyway."""
+        directions = self._directions(seen)
+        return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
+
+    def _directions(self, seen: Seen) -> dict[str, Tensor]:
+        """For each label "there is" minus "there is no", (E,)."""
         positives, negatives = self.prompts.vectors(seen.texts)
         assert negatives is not None
-        directions = dict(zip(self.reader.labels, positives - negatives, strict=True))
-        return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
+        return dict(zip(self.reader.labels, positives - negatives, strict=True))
 
 
 def plain_turns(turns: tuple[ChatTurn, ...]) -> tuple[Turn, ...]:

@@ -12,12 +12,14 @@ a film whose patches are shuffled, each speaking through all it changes, its pat
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from foundation.places import place_of
 from foundation.prompt import FindingState
 from foundation.questions import interpret_question
 from serving.messages import ChatTurn
@@ -31,14 +33,16 @@ class Finding:
     label: str
     probability: float
     threshold: float
+    side: str | None = None  # of a finding that is present, where its heat map tells; see foundation/places.py
+    zone: str | None = None
 
     @property
     def is_present(self) -> bool:
         return self.probability >= self.threshold
 
     def state(self) -> FindingState:
-        """As the decoder's prompt takes it; side, zone and severity are for the decoder to see."""
-        return FindingState(self.label, self.probability, self.is_present)
+        """As the decoder's prompt takes it; what is not known of it is not stated."""
+        return FindingState(self.label, self.probability, self.is_present, self.side, self.zone)
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,40 @@ def asked_finding(turns: tuple[ChatTurn, ...], findings: tuple[Finding, ...]) ->
     return max(present, key=lambda finding: finding.probability).label if present else None
 
 
+def stated(findings: Sequence[Finding]) -> tuple[FindingState, ...]:
+    """The findings as the decoder is told them: what is present first, the most probable first of all."""
+    ordered = sorted(findings, key=lambda finding: (not finding.is_present, -finding.probability))
+    return tuple(finding.state() for finding in ordered)
+
+
+def placed(
+    findings: Sequence[Finding], patches: Tensor, grid: tuple[int, int], directions: Mapping[str, Tensor]
+) -> list[Finding]:
+    """Those present with their places. patches (N, E) of the film on `grid` (h, w); a direction (E,) for each label."""
+    found = []
+    for finding in findings:
+        if finding.is_present:
+            place = place_of(finding.label, _likeness(patches, directions[finding.label], grid).cpu().numpy())
+            finding = replace(finding, side=place.side, zone=place.zone)
+        found.append(finding)
+    return found
+
+
 def heat_map(backbone: Backbone, features: ImageFeatures, label: str, direction: Tensor) -> HeatMap:
     """Each patch's likeness to `direction` (E,), "there is" minus "there is no"; spread to 0..1 over this film.
 
     features: of one film (B = 1). A film on which all patches are alike gives zeros.
     """
-    patches = backbone.patch_embeddings(features)[0].float()  # (N, E)
-    likeness = (patches @ direction.to(patches)).reshape(features.grid)
+    likeness = _likeness(backbone.patch_embeddings(features)[0].float(), direction, features.grid)
     low, high = float(likeness.min()), float(likeness.max())
     spread = (likeness - low) / (high - low) if high - low > 1e-6 else torch.zeros_like(likeness)
     grid = [[round(value, 4) for value in row] for row in spread.tolist()]
     return HeatMap(label, grid, round(low, 6), round(high, 6))
+
+
+def _likeness(patches: Tensor, direction: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(h, w): each patch's cosine difference."""
+    return (patches @ direction.to(patches)).reshape(grid)
 
 
 def reliance(with_film: float, without_film: list[float]) -> float:

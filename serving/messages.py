@@ -143,7 +143,8 @@ class Outcome:
       load: {"name", "digest", "task", "slot": int, "deviation": float} ; unload: {"name", "was_resident": bool}
       chat, one Outcome per streamed piece: {"delta": str} ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
-    evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],
+    evidence (chat): {"assessed": bool, "looks_like": str,
+            "findings": [{"label", "probability", "threshold", "side", "zone"}...],
             "heatmap": {"label": str, "grid": [[float]], "low": float, "high": float} | None,
             "maps": [heatmap, ...] | None, "reliance": float | None}
     Every value also carries "provenance": {"model", "adapter", "pixels", "preprocessing"} and "compute_ms".

@@ -26,7 +26,7 @@ from training.instruct import DecoderRecipe, train_decoder
 from training.language import TextRecipe, distil_text_tower
 from training.pretrain import Pretraining, PretrainRecipe
 from training.recipe import read_recipe
-from training.start import take_text_tower
+from training.start import decoder_folder, take_text_tower
 
 Log = Callable[[str], None]
 
@@ -62,7 +62,8 @@ def pretrain(recipe: str, out: Path | None = None, log: Log = print) -> Path:
     part("towers", lambda: Pretraining(held, run).run())
     part("assemble", lambda: assemble(held.model, run, folder))
     part("gate", lambda: fit_checkpoint_gate(folder, manifest, held.data.licence_classes, held.gate, log))
-    part("decoder", lambda: train_decoder(folder, held.decoder, manifest=manifest, work=run / "decoder", log=log))
+    taught = decoder_folder(held.start)
+    part("decoder", lambda: train_decoder(folder, held.decoder, manifest=manifest, work=run / "decoder", start=taught, log=log))
     write_passport(folder, held.licence)
     _report(run, held, seconds)
     return folder

@@ -1,13 +1,13 @@
-"""Does the chat look at the film? Answers on the real film, on a blank one and on another patient's film.
+"""Is the chat right, does it say what it was told, and does it look at the film at all?
 
-An answer that stays the same without the film rests on the question alone. Closed questions are asked in pairs, one
-about a finding that is there and one about a finding that is not, so that always saying "yes" scores one half.
-On phantoms, where truth is exact, "which side" and "which zone" are scored too.
+right       closed questions against the truth, in pairs, one about a finding that is there and one about a finding that is
+            not, so that always saying "yes" scores one half; on phantoms, where truth is exact, side and zone too
+faithful    yes or no, findings, percentages and places of an answer against those stated beside it (`agreement.py`)
+looking     the same questions on a blank film and on another one: an answer that stays rests on the question alone
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,8 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from foundation.phantom import make_phantom
+from foundation.prompt import FindingState
 from foundation.prompts import is_known, is_normal, terms
 from training import metrics
+from training.agreement import Agreement, agreement, sides_in, yes_or_no, zones_in
 from training.manifest import Row
 from training.metrics import PatientBootstrap, Statistic
 from training.phantom_check import FIRST_SEED
@@ -26,15 +28,16 @@ from training.scoring import Film
 OPEN_QUESTION = "Describe the film."
 VERSIONS = ("real", "blank", "shuffled")
 BLANK_LEVEL = 128
-_ZONES = {"upper": "upper", "middle": "middle", "mid": "middle", "lower": "lower"}
+CLAIMS = {"verdict": "yes or no", "findings": "findings named", "percents": "percentages", "places": "places"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says, and the probabilities it rests on, if it gives any."""
+    """What the model says, and what it rests on, if it tells: probabilities, and the findings as they were stated to it."""
 
     text: str
     findings: Mapping[str, float] = field(default_factory=dict)
+    stated: tuple[FindingState, ...] = ()
 
 
 class ChatModel(Protocol):
@@ -62,10 +65,58 @@ def reliance_sections(
     }
     draws = PatientBootstrap([row.patient_id for row in rows], resamples, seed)
     answers = {name: [chat.answer(film, OPEN_QUESTION) for film in shown] for name, shown in versions.items()}
+    questions = [closed_questions(row, rows, seed + place) for place, row in enumerate(rows)]
+    closed = {name: _ask(chat, shown, questions) for name, shown in versions.items()}
+    told = [[(OPEN_QUESTION, answers["real"][place]), *closed["real"][place]] for place in range(len(rows))]
     return (
         _changes(rows, answers, draws),
-        _closed_section(chat, rows, versions, draws, seed),
+        _closed_section(questions, closed, draws),
+        *_faithful_section("Chat: does it say what was stated", told, draws, "films"),
     )
+
+
+FAITHFUL_NOTE = (
+    "Shares of the answers that make such a claim. Each is compared with the findings stated beside the answer, not with the "
+    "truth: a wrong finding, faithfully told, agrees. Findings named: exactly those asked about or, in a description, exactly "
+    "those present."
+)
+
+
+def _ask(
+    chat: ChatModel, films: Sequence[Film], questions: Sequence[Sequence[ClosedQuestion]]
+) -> list[list[tuple[str, Answer]]]:
+    return [
+        [(one.question, chat.answer(film, one.question)) for one in asked] for film, asked in zip(films, questions, strict=True)
+    ]
+
+
+def _faithful_section(
+    title: str, told: Sequence[Sequence[tuple[str, Answer]]], draws: PatientBootstrap, source: str
+) -> tuple[Section, ...]:
+    """None where the model states no findings."""
+    measures = tuple(_faithful(told, draws, source))
+    return (Section(title, FAITHFUL_NOTE, measures, rows=("by",), columns=("name",)),) if measures else ()
+
+
+def _faithful(told: Sequence[Sequence[tuple[str, Answer]]], draws: PatientBootstrap, source: str) -> list[Measure]:
+    """told: of each film questions and answers."""
+    found: list[list[Agreement]] = []
+    for pairs in told:
+        marks = [agreement(question, (), said.text, said.stated) for question, said in pairs if said.stated]
+        found.append([mark for mark in marks if mark is not None])
+    measures = []
+    for by, kinds in (("closed questions", ("presence", "normal")), ("descriptions", ("describe",)), ("where", ("location",))):
+        for claim, title in CLAIMS.items():
+            values = [[getattr(mark, claim) for mark in marks if mark.kind in kinds] for marks in found]
+            shares = [float(np.mean(known)) if (known := [v for v in one if v is not None]) else np.nan for one in values]
+            if any(share == share for share in shares):
+                measures.append(Measure(title, draws.estimate(_mean(shares)), by, films=len(told), source=source))
+    honest = [[bool(mark.findings) for mark in marks if mark.kind == "not assessed"] for marks in found]
+    shares = [float(np.mean(one)) if one else np.nan for one in honest]
+    if any(share == share for share in shares):
+        title, by = "says that it is not assessed", "what is not stated"
+        measures.append(Measure(title, draws.estimate(_mean(shares)), by, films=len(told), source=source))
+    return measures
 
 
 def choose_films(rows: Sequence[Row], count: int, seed: int) -> tuple[Row, ...]:
@@ -119,19 +170,16 @@ def _largest_move(first: Answer, second: Answer) -> float:
 
 
 def _closed_section(
-    chat: ChatModel,
-    rows: Sequence[Row],
-    versions: Mapping[str, Sequence[Film]],
+    questions: Sequence[Sequence[ClosedQuestion]],
+    answers: Mapping[str, Sequence[Sequence[tuple[str, Answer]]]],
     draws: PatientBootstrap,
-    seed: int,
 ) -> Section:
-    asked = [closed_questions(row, rows, seed + place) for place, row in enumerate(rows)]
     measures = []
     for name in VERSIONS:
-        hits = {True: np.full(len(rows), np.nan), False: np.full(len(rows), np.nan)}
-        for place, (film, questions) in enumerate(zip(versions[name], asked, strict=True)):
-            for one in questions:
-                hits[one.is_true][place] = yes_or_no(chat.answer(film, one.question).text) is one.is_true
+        hits = {True: np.full(len(questions), np.nan), False: np.full(len(questions), np.nan)}
+        for place, (asked, told) in enumerate(zip(questions, answers[name], strict=True)):
+            for one, (_, said) in zip(asked, told, strict=True):
+                hits[one.is_true][place] = yes_or_no(said.text) is one.is_true
         measures += _balanced(hits[True], hits[False], draws, name, "films")
     note = "Balanced: the mean of saying yes to what is there and no to what is not; 0.5 is chance."
     return Section("Chat: closed questions", note, tuple(measures), rows=("by",), columns=("name",))
@@ -153,57 +201,57 @@ def closed_questions(row: Row, rows: Sequence[Row], seed: int) -> tuple[ClosedQu
 # --- phantoms --------------------------------------------------------------------------------------------------------
 
 
-def phantom_questions(chat: ChatModel, count: int, size: int, *, resamples: int, seed: int) -> Section:
-    """Closed and location questions on `count` phantoms, on the film and on a blank one."""
-    shown = ("real", "blank")
-    yes, no, side, zone = ({name: np.full(count, np.nan) for name in shown} for _ in range(4))
-    for place in range(count):
-        phantom = make_phantom(FIRST_SEED + place, size)
-        film = np.repeat(phantom.film[..., None], 3, axis=-1)
-        for name, picture in (("real", film), ("blank", np.full_like(film, BLANK_LEVEL))):
-            right: dict[str, list[bool]] = {"yes": [], "no": [], "side": [], "zone": []}
-            for one in phantom.questions():
-                if one.kind in ("closed", "location"):
-                    _mark(right, one.kind, one.answer, chat.answer(picture, one.question).text)
-            for target, key in ((yes, "yes"), (no, "no"), (side, "side"), (zone, "zone")):
-                target[name][place] = np.mean(right[key]) if right[key] else np.nan
+_MARKS = ("yes", "no", "side", "side, where told", "zone", "zone, where told")
+
+
+def phantom_questions(chat: ChatModel, count: int, size: int, *, resamples: int, seed: int) -> tuple[Section, ...]:
+    """Closed, location and open questions on `count` phantoms; the first two also on a blank film and on the next phantom."""
+    phantoms = [make_phantom(FIRST_SEED + place, size) for place in range(count)]
+    films = [np.repeat(phantom.film[..., None], 3, axis=-1) for phantom in phantoms]
+    versions = {"real": films, "blank": [np.full_like(film, BLANK_LEVEL) for film in films], "shuffled": films[1:] + films[:1]}
     draws = PatientBootstrap([str(place) for place in range(count)], resamples, seed)
+    marks = {name: {mark: np.full(count, np.nan) for mark in _MARKS} for name in VERSIONS}
+    told: list[list[tuple[str, Answer]]] = []
+    for place, phantom in enumerate(phantoms):
+        asked = [one for one in phantom.questions() if one.kind in ("closed", "location")]
+        for name in VERSIONS:
+            said = [chat.answer(versions[name][place], one.question) for one in asked]
+            right: dict[str, list[bool]] = {mark: [] for mark in _MARKS}
+            for one, answer in zip(asked, said, strict=True):
+                _mark(right, one.kind, one.answer, answer, one.question)
+            for mark, values in right.items():
+                marks[name][mark][place] = np.mean(values) if values else np.nan
+            if name == "real":
+                pairs = [(one.question, answer) for one, answer in zip(asked, said, strict=True)]
+                told.append([*pairs, (OPEN_QUESTION, chat.answer(films[place], OPEN_QUESTION))])
     measures = []
-    for name in shown:
-        measures += _balanced(yes[name], no[name], draws, name, "phantoms")
-        for title, values in (("side", side), ("zone", zone)):
-            measures.append(Measure(title, draws.estimate(_mean(values[name])), name, films=count, source="phantoms"))
-    note = f"{count} phantoms, seeds from {FIRST_SEED}. Side and zone: the answer names exactly the true ones."
-    return Section("Chat: questions on phantoms", note, tuple(measures), rows=("by",), columns=("name",))
+    for name in VERSIONS:
+        measures += _balanced(marks[name]["yes"], marks[name]["no"], draws, name, "phantoms")
+        for title in _MARKS[2:]:
+            measures.append(Measure(title, draws.estimate(_mean(marks[name][title])), name, films=count, source="phantoms"))
+    note = (
+        f"{count} phantoms, seeds from {FIRST_SEED}. Side and zone: the answer names exactly the true ones; where told: of the "
+        "answers that name any. Closed questions about what the model says it does not assess (tubes, lines) are left out."
+    )
+    return (
+        Section("Chat: questions on phantoms", note, tuple(measures), rows=("by",), columns=("name",)),
+        *_faithful_section("Chat: does it say what was stated, on phantoms", told, draws, "phantoms"),
+    )
 
 
-def _mark(right: dict[str, list[bool]], kind: str, truth: str, said: str) -> None:
+def _mark(right: dict[str, list[bool]], kind: str, truth: str, answer: Answer, question: str) -> None:
+    said = answer.text
     if kind == "closed":
-        wanted = yes_or_no(truth)
-        if wanted is not None:
+        wanted, found = yes_or_no(truth), agreement(question, (), said, answer.stated)
+        is_left_out = bool(answer.stated) and found is not None and found.kind == "not assessed" and bool(found.findings)
+        if wanted is not None and not is_left_out:
             right["yes" if wanted else "no"].append(yes_or_no(said) is wanted)
         return
-    if sides_in(truth):
-        right["side"].append(sides_in(said) == sides_in(truth))
-    if zones_in(truth):
-        right["zone"].append(zones_in(said) == zones_in(truth))
-
-
-def yes_or_no(text: str) -> bool | None:
-    """What an answer says by its first word; None where it says neither."""
-    first = re.match(r"\W*(yes|no)\b", text.lower())
-    return None if first is None else first[1] == "yes"
-
-
-def sides_in(text: str) -> frozenset[str]:
-    words = set(re.findall(r"[a-z]+", text.lower()))
-    if words & {"bilateral", "bilaterally", "both"}:
-        return frozenset({"left", "right"})
-    return frozenset(words & {"left", "right"})
-
-
-def zones_in(text: str) -> frozenset[str]:
-    return frozenset(_ZONES[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _ZONES)
+    for mark, names_in in (("side", sides_in), ("zone", zones_in)):
+        if names_in(truth):
+            right[mark].append(names_in(said) == names_in(truth))
+            if names_in(said):
+                right[f"{mark}, where told"].append(names_in(said) == names_in(truth))
 
 
 def _balanced(yes: metrics.Floats, no: metrics.Floats, draws: PatientBootstrap, by: str, source: str) -> list[Measure]:

@@ -1,18 +1,19 @@
 """Conversations about a film, written from what is stated of it: the decoder's training text.
 
 A question is drawn from many phrasings; `interpret_question` says what it asks, exactly as it will when serving; the answer
-follows from the stated findings alone. Only where the picture itself holds a truth the findings do not state (a phantom's
-side, zone, severity) does the answer say more than the prompt, and that is what the patch tokens are for.
+follows from the stated findings alone, in their order. What they do not state (where, how large) is not guessed from the
+picture but said to be unknown. Probabilities, thresholds and the number of findings are drawn as serving states them: low
+thresholds, many findings just above them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from foundation.lexicon import FINDINGS, OTHER_TERMS, SYNONYMS
-from foundation.prompt import FindingState, Turn
+from foundation.prompt import USUAL, FindingState, Turn, is_elsewhere
 from foundation.questions import QuestionIntent, interpret_question
 
 NOUNS: dict[str, str] = {
@@ -47,29 +48,18 @@ LOOKS_NORMAL = "the film looks normal : no finding reaches its threshold ."
 
 @dataclass(frozen=True)
 class FilmFacts:
-    """What is stated of a film (None: not assessed), and what the picture shows beyond it, by finding."""
+    """What is stated of a film; None: not assessed."""
 
     stated: tuple[FindingState, ...] | None
-    seen: Mapping[str, FindingState] = field(default_factory=dict)
     has_film: bool = True
 
     def known(self, name: str) -> FindingState | None:
-        """The stated finding with side, zone and severity filled in from the picture; None if it was not assessed."""
-        state = next((state for state in self.stated or () if state.name == name), None)
-        seen = self.seen.get(name)
-        if state is None or seen is None or not state.is_present:
-            return state
-        return replace(
-            state,
-            side=state.side or seen.side,
-            zone=state.zone or seen.zone,
-            severity=state.severity or seen.severity,
-        )
+        """The stated finding; None if it was not assessed."""
+        return next((state for state in self.stated or () if state.name == name), None)
 
     @property
     def present(self) -> list[FindingState]:
-        names = [state.name for state in self.stated or () if state.is_present]
-        return [state for name in names if (state := self.known(name)) is not None]
+        return [state for state in self.stated or () if state.is_present]
 
 
 def answer(question: str, earlier: Sequence[str], facts: FilmFacts) -> str:
@@ -84,11 +74,11 @@ def answer(question: str, earlier: Sequence[str], facts: FilmFacts) -> str:
     if intent.term:
         return f"i do not assess {intent.term} on this film , so i cannot say ."
     if intent.kind == "normal":
-        return _judge(facts)
+        return f"{'yes' if intent.asks_absence == (not facts.present) else 'no'} . {_judge(facts)}"
     if intent.kind == "describe":
         return _describe(facts)
-    if intent.kind in ("location", "severity"):
-        return _place_all(facts)
+    if intent.kind in ("location", "severity"):  # "where is it?" with nothing to refer to
+        return _judge(facts)
     return OUT_OF_SCOPE
 
 
@@ -111,10 +101,12 @@ def _answer_about_findings(intent: QuestionIntent, facts: FilmFacts) -> str:
 
 
 def _affirm(intent: QuestionIntent, state: FindingState) -> str:
-    if intent.side and state.side and state.side != "bilateral" and intent.side != state.side:
-        return f"not there : there is {phrase(state)} {_percent(state)} ."
-    start = "no" if intent.asks_absence else "yes"
-    return f"{start} . there is {phrase(state)} {_percent(state)} ."
+    there = f"there is {phrase(state)} {_percent(state)}"
+    if is_elsewhere(intent.side, state.side):
+        asked = "both sides" if intent.side == "bilateral" else f"the {intent.side}"
+        return f"{'yes' if intent.asks_absence else 'no'} , not on {asked} : {there} ."
+    unsure = " , but i cannot tell on which side" if intent.side and not state.side else ""
+    return f"{'no' if intent.asks_absence else 'yes'} . {there}{unsure} ."
 
 
 def _deny(intent: QuestionIntent, state: FindingState) -> str:
@@ -131,7 +123,7 @@ def _place(state: FindingState) -> str:
     where = place(state)
     if not where:
         return f"there is {phrase(state)} {_percent(state)} , but i cannot tell where ; see the heat map ."
-    return f"the {noun(state.name)} is {where} {_percent(state)} ."
+    return f"by its heat map the {noun(state.name)} is {where} {_percent(state)} ."
 
 
 def _size(state: FindingState) -> str:
@@ -163,15 +155,9 @@ def _judge(facts: FilmFacts) -> str:
 def _describe(facts: FilmFacts) -> str:
     if not facts.present:
         return LOOKS_NORMAL
-    absent = [state for state in facts.stated or () if not state.is_present]
-    usual = [state for state in absent if state.name in ("effusion", "pneumothorax", "pneumonia", "cardiomegaly")]
+    usual = [state for state in facts.stated or () if not state.is_present and state.name in USUAL]
     denied = f" there is no {_join([noun(state.name) for state in usual], 'or')} ." if usual else ""
     return f"the film shows {_list(facts.present)} .{denied}"
-
-
-def _place_all(facts: FilmFacts) -> str:
-    """ "where is it?" with nothing to refer to."""
-    return _judge(facts)
 
 
 def _list(states: Sequence[FindingState]) -> str:
@@ -260,15 +246,15 @@ def question(rng: random.Random, facts: FilmFacts, extra: Sequence[str] = ()) ->
     draw = rng.random()
     if extra and draw < 0.07:
         return rng.choice(extra)
-    if draw < 0.12:
+    if draw < 0.10:
         return _cased(rng.choice(_OTHER), rng)
-    if draw < 0.26:
+    if draw < 0.28:
         return _cased(rng.choice(_DESCRIBE), rng)
-    if draw < 0.36:
+    if draw < 0.38:
         return _cased(rng.choice(_NORMAL), rng)
-    if draw < 0.42:
+    if draw < 0.43:
         return _cased(rng.choice(_HEART), rng)
-    if draw < 0.46:
+    if draw < 0.47:
         return _cased(_fill(rng.choice(_PRESENCE), rng, rng.choice(tuple(OTHER_TERMS))), rng)
     return _cased(_about_finding(rng, _subject(rng, facts)), rng)
 
@@ -328,28 +314,51 @@ def conversation(rng: random.Random, facts: FilmFacts, turns: int, extra: Sequen
 # What is stated of a film
 
 
-def phantom_facts(rng: random.Random, findings: Sequence[FindingState]) -> FilmFacts:
-    """Facts of a phantom: verdicts mostly true, details stated a third of the time and otherwise left to the picture."""
-    truth = {state.name: state for state in findings}
-    stated = [_stated(rng, name, truth.get(name)) for name in _assessed(rng)]
-    seen = {state.name: truth[state.name] for state in stated if state.is_present and state.name in truth}
-    return FilmFacts(tuple(stated), seen)
+def draw_facts(rng: random.Random, labels: Sequence[str]) -> FilmFacts:
+    """What a findings adapter might state of a film with these labels: noisy verdicts, places and sizes where known.
 
-
-def film_facts(rng: random.Random, labels: Sequence[str]) -> FilmFacts:
-    """Facts of a real film: verdicts around its labels; side and size are known only where they are stated."""
+    Thresholds are low, as those of calibrated probabilities of rare findings are, so that many findings are present by a
+    little. A third of the films states any percentage at all, so that every one of them is met.
+    """
     if rng.random() < 0.03:
         return FilmFacts(None)
+    names = _assessed(rng)
+    false_alarms = rng.choice((0.02, 0.1, 0.3))
+    is_even = rng.random() < 0.35
     stated = []
-    for name in _assessed(rng):
-        state = _stated(rng, name, FindingState(name, 1.0, True) if name in labels else None)
-        if state.is_present and name != "cardiomegaly" and rng.random() < 0.5:
-            zone = rng.choice(("upper", "middle", "lower")) if rng.random() < 0.5 else None
-            state = replace(state, side=rng.choice(("left", "right", "bilateral")), zone=zone)
-        if state.is_present and rng.random() < 0.25:
-            state = replace(state, severity=rng.choice(("small", "moderate", "large")))
-        stated.append(state)
+    for name in names:
+        is_present = rng.random() < (0.8 if name in labels else false_alarms)
+        state = FindingState(name, _probability(rng, is_present, is_even), is_present)
+        stated.append(_placed(rng, state) if is_present else state)
+    if rng.random() < 0.6:
+        stated = stated_order(stated)
+    else:
+        rng.shuffle(stated)
     return FilmFacts(tuple(stated))
+
+
+def stated_order(states: Sequence[FindingState]) -> list[FindingState]:
+    """As serving states them: what is present first, the most probable first of all."""
+    return sorted(states, key=lambda state: (not state.is_present, -state.probability))
+
+
+def _probability(rng: random.Random, is_present: bool, is_even: bool) -> float:
+    if is_even:
+        return rng.random()
+    threshold = 10 ** rng.uniform(-1.6, -0.4)
+    if is_present:
+        return threshold + (1 - threshold) * rng.betavariate(1, 2.5)
+    return threshold * rng.betavariate(1.2, 1.5)
+
+
+def _placed(rng: random.Random, state: FindingState) -> FindingState:
+    if state.name == "cardiomegaly" or rng.random() < 0.3:
+        side = zone = None
+    else:
+        side = rng.choice(("left", "right", "bilateral")) if rng.random() < 0.9 else None
+        zone = rng.choice(("upper", "middle", "lower")) if rng.random() < 0.5 else None
+    severity = rng.choice(("small", "moderate", "large")) if rng.random() < 0.1 else None
+    return replace(state, side=side, zone=zone, severity=severity)
 
 
 def _assessed(rng: random.Random) -> list[str]:
@@ -359,15 +368,3 @@ def _assessed(rng: random.Random) -> list[str]:
         kept = set(rng.sample(names, rng.randint(3, len(names))))
         names = [name for name in names if name in kept]
     return names
-
-
-def _stated(rng: random.Random, name: str, truth: FindingState | None) -> FindingState:
-    """A noisy probability and a verdict that follows it; one time in twelve against the truth, for the prompt rules."""
-    is_present = (truth is not None) != (rng.random() < (0.12 if truth else 0.03))
-    threshold = rng.betavariate(4, 6)
-    low, high = (threshold, 1.0) if is_present else (0.0, threshold)
-    probability = low + (high - low) * (rng.betavariate(2, 1.6) if is_present else rng.betavariate(1.2, 2.5))
-    state = FindingState(name, probability, is_present)
-    if not is_present or truth is None or rng.random() < 0.67:
-        return state
-    return replace(state, side=truth.side, zone=truth.zone, severity=truth.severity)

@@ -8,7 +8,7 @@
 |--------------------------|-----------------------------------------------------------------------------------------|
 | zero-shot                | findings by prompt pairs, retrieval of readings, findings and sides on phantoms, the gate |
 | an adapter's name, folder | by its task: labels (AUROC, calibration, its thresholds), masks, anomalies, questions  |
-| chat                     | whether answers follow the film; closed questions on films and phantoms                 |
+| chat                     | whether answers are right, say what was stated, and follow the film; films and phantoms |
 
 Labels are compared inside a source only: pooled over hospitals, the hospital would give the label away.
 """
@@ -37,6 +37,7 @@ from foundation.gate import Gate
 from foundation.prompts import is_normal
 from training.anomaly_report import Anomaly, anomaly_sections
 from training.baselines import TITLES, SplitRows, run_baseline
+from training.box_check import boxed_section, boxed_sides
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
 from training.chat_report import Questions, question_sections
 from training.finetune_anomaly import AnomalyRecipe, is_asked
@@ -318,10 +319,15 @@ def chat_sections(job: Job, opener: ChatOpener | None) -> list[Section]:
         job.log(f"asking about {len(rows)} films")
         films = list(read_rows(rows, job.backbone.contract))
         sections += reliance_sections(chat, rows, films, resamples=options.resamples, seed=options.seed)
+    boxed = [row for row in job.rows if boxed_sides(row)] if options.chat_films else []
+    if boxed:
+        job.log(f"asking where, on {len(boxed)} films with boxes")
+        seen = list(read_rows(boxed, job.backbone.contract))
+        sections += boxed_section(chat, boxed, seen, resamples=options.resamples, seed=options.seed)
     if options.chat_phantoms:
         job.log(f"asking about {options.chat_phantoms} phantoms")
         size = job.backbone.contract.size
-        sections.append(phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed))
+        sections += phantom_questions(chat, options.chat_phantoms, size, resamples=options.resamples, seed=options.seed)
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Teaches the decoder to say what is stated and to look where nothing is stated.
+"""Teaches the decoder to say what is stated, exactly, and to say so where nothing is stated.
 
     frozen image tower -> patch tokens of phantoms and training films, once, in float16 memory
     conversations.py   -> questions and true answers, fresh in every step
@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,22 +29,27 @@ from torch import Tensor, nn
 from foundation.decoder import Decoder, DecoderShape
 from foundation.errors import CheckpointRefused, InvalidRequest, ManifestError
 from foundation.lexicon import FINDINGS
-from foundation.prompt import FindingState, Turn, findings_text
+from foundation.prompt import Turn, findings_text
 from foundation.questions import interpret_question
 from training import resume
-from training.conversations import FilmFacts, conversation, film_facts, phantom_facts
+from training.agreement import agreement
+from training.conversations import FilmFacts, conversation, draw_facts
 from training.corpus import training_rows
 
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
 Log = Callable[[str], None]
+_ALIKE = 0.4  # mean cosine of a percentage's embedding with its nearest; directions at random have 0.2 at 256 wide
 _HELD_OUT_SEED = 9_000_000  # phantoms from here on are never trained on
 
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """How the decoder is built and taught."""
+    """How the decoder is built and taught.
+
+    turns, length: at most, of one conversation; length in words and marks, without the film's patch tokens.
+    """
 
     width: int = 256
     layers: int = 6
@@ -57,14 +62,15 @@ class DecoderRecipe:
     held_out: int = 200
     steps: int = 1500
     batch: int = 20
-    turns: int = 4
+    turns: int = 7
+    length: int = 300
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 80
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("phantoms", "held_out", "steps", "batch", "turns"):
+        for name in ("phantoms", "held_out", "steps", "batch", "turns", "length"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} is {getattr(self, name)}; give 1 or more.", param=name)
 
@@ -83,15 +89,13 @@ class DecoderRecipe:
 
 @dataclass(frozen=True, eq=False)
 class FilmBank:
-    """Patch tokens (F, N, D) float16, and of each film either a phantom's exact findings or a real film's labels."""
+    """Patch tokens (F, N, D) float16 and each film's true findings."""
 
     tokens: Tensor
-    findings: tuple[tuple[FindingState, ...] | None, ...]
     labels: tuple[tuple[str, ...], ...]
 
     def facts(self, index: int, rng: random.Random) -> FilmFacts:
-        exact = self.findings[index]
-        return film_facts(rng, self.labels[index]) if exact is None else phantom_facts(rng, exact)
+        return draw_facts(rng, self.labels[index])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -104,7 +108,6 @@ class Lesson:
     ids: Tensor
     is_answer: Tensor
     tokens: Tensor
-    kinds: tuple[tuple[str, ...], ...]  # what each question asked, in order
 
 
 def train_decoder(
@@ -132,7 +135,7 @@ def train_decoder(
     tested = phantom_bank(backbone, recipe.held_out, _HELD_OUT_SEED)
     decoder = _new_decoder(backbone, recipe, folder / "tokenizer.json", bank)
     if start is not None:
-        decoder.model.load_state_dict(Decoder.load(start).model.state_dict())
+        _take_language(decoder, start)
     teacher = Teacher(decoder, recipe, bank, people_questions(manifest), work, log)
     teacher.train(max_steps or recipe.steps)
     decoder.save(folder)
@@ -205,51 +208,56 @@ class Teacher:
 def write_lesson(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe, step: int, questions: Sequence[str] = ()) -> Lesson:
     """The conversations of one step; the same step is always the same lesson."""
     rng = random.Random(recipe.seed * 1_000_003 + step)
-    rows = [rng.randrange(len(bank)) for _ in range(recipe.batch)]
-    dialogues = [(bank.facts(row, rng), row) for row in rows]
-    return lesson_of(
-        decoder, bank, [(row, facts, conversation(rng, facts, recipe.turns, questions)) for facts, row in dialogues]
-    )
+    dialogues = []
+    for _ in range(recipe.batch):
+        row = rng.randrange(len(bank))
+        facts = bank.facts(row, rng)
+        dialogues.append((row, facts, conversation(rng, facts, recipe.turns, questions)))
+    return lesson_of(decoder, bank, dialogues, recipe.length)
 
 
-def lesson_of(
-    decoder: Decoder, bank: FilmBank, dialogues: Sequence[tuple[int, FilmFacts, Sequence[tuple[Turn, Turn]]]]
-) -> Lesson:
-    """Tokenise dialogues about films of the bank, padded to the longest."""
+Dialogue = tuple[int, FilmFacts, Sequence[tuple[Turn, Turn]]]
+"""The film's place in the bank, what is stated of it, and questions with their answers."""
+
+
+def lesson_of(decoder: Decoder, bank: FilmBank, dialogues: Sequence[Dialogue], length: int | None = None) -> Lesson:
+    """Tokenise dialogues about films of the bank, padded to the longest.
+
+    Each ends before the turn that would make it longer than `length` words and marks, so that little of a batch is padding.
+    """
     image_tokens = bank.tokens.shape[1]
-    rows = [_sequence(decoder, facts, pairs, image_tokens) for _, facts, pairs in dialogues]
+    rows = [_sequence(decoder, facts, pairs, image_tokens, length) for _, facts, pairs in dialogues]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.full((len(rows), longest), decoder.tokenizer.special_ids["[PAD]"])
     is_answer = torch.zeros(len(rows), longest, dtype=torch.bool)
     for row, (tokens, answers) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         is_answer[row, : len(tokens)] = torch.tensor(answers)
-    kinds = tuple(tuple(_kind(pairs, turn) for turn in range(len(pairs))) for _, _, pairs in dialogues)
-    return Lesson(ids, is_answer, bank.tokens[[index for index, _, _ in dialogues]], kinds)
+    return Lesson(ids, is_answer, bank.tokens[[index for index, _, _ in dialogues]])
 
 
 def _sequence(
-    decoder: Decoder, facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]], image_tokens: int
+    decoder: Decoder, facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]], image_tokens: int, length: int | None
 ) -> tuple[list[int], list[bool]]:
-    """(ids, which of them are answers): the prompt the server would build before each answer, then the answer."""
-    turns: list[Turn] = []
-    ids: list[int] = []
-    is_answer: list[bool] = []
+    """(ids, which of them are answers): the prompt the server would build before the last answer, then that answer."""
     with_hints = sum(len(asked.text) for asked, _ in pairs) % 7 != 0  # one dialogue in seven goes without
-    for asked, answered in pairs:
-        turns.append(asked)
-        prompt = decoder.tokenizer.prompt(turns, findings_text(facts.stated), image_tokens, with_hints=with_hints)
-        is_answer += [False] * (len(prompt) - len(ids))
-        said = [*decoder.tokenizer.encode_plain(answered.text), decoder.end_id]
-        ids = prompt + said
-        is_answer += [True] * len(said)
-        turns.append(answered)
-    return ids, is_answer
+    *earlier, (asked, answered) = pairs
+    turns = [turn for pair in earlier for turn in pair] + [asked]
+    ids = decoder.tokenizer.prompt(turns, findings_text(facts.stated), image_tokens, with_hints=with_hints)
+    ids += [*decoder.tokenizer.encode_plain(answered.text), decoder.end_id]
+    ends = [place + 1 for place, token in enumerate(ids) if token == decoder.end_id]
+    fitting = [end for end in ends if length is None or end <= length + image_tokens]
+    ids = ids[: max(fitting, default=ends[0])]
+    return ids, _are_answers(decoder, ids)
 
 
-def _kind(pairs: Sequence[tuple[Turn, Turn]], turn: int) -> str:
-    earlier = [asked.text for asked, _ in pairs[:turn]]
-    return interpret_question(pairs[turn][0].text, earlier).kind
+def _are_answers(decoder: Decoder, ids: Sequence[int]) -> list[bool]:
+    """True behind each <assistant> up to its [EOS]: what people say never holds either mark."""
+    begin, is_answer, inside = decoder.tokenizer.special_ids["<assistant>"], [], False
+    for token in ids:
+        is_answer.append(inside)
+        inside = token == begin or (inside and token != decoder.end_id)
+    return is_answer
 
 
 def answer_logits(decoder: Decoder, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -265,42 +273,65 @@ def answer_logits(decoder: Decoder, lesson: Lesson) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def examine(decoder: Decoder, bank: FilmBank, recipe: DecoderRecipe) -> dict[str, float]:
-    """Share of answers the decoder would give word for word (greedy), by kind of question, on films it never saw.
+    """What greedy answers on films never seen are worth, as shares of the answers each is about.
 
-    "place seen" counts the location questions whose side is not stated in the prompt: only the picture tells.
+    word for word: the answer taught, by kind of question. verdict, findings, percents, places: what the answer claims agrees
+    with what was stated (`agreement.py`). Most answers are seen to be right in one forward; only the others are written out.
     """
     decoder.eval()
-    asked, right = Counter[str](), Counter[str]()
-    size = min(recipe.batch, len(bank))
-    for number, start in enumerate(range(0, len(bank) - size + 1, size)):
+    tally = Tally()
+    for number, start in enumerate(range(0, len(bank), recipe.batch)):
         rng = random.Random(77_000 + number)
-        rows = range(start, start + size)
         dialogues = []
-        for row in rows:
+        for row in range(start, min(start + recipe.batch, len(bank))):
             facts = bank.facts(row, rng)
-            dialogues.append((row, facts, conversation(rng, facts, recipe.turns)))
+            dialogues.append((row, facts, conversation(rng, facts, 4)))
         lesson = lesson_of(decoder, bank, dialogues)
         logits, targets = answer_logits(decoder, lesson)
-        verdicts = _whole_answers(logits.argmax(1) == targets, targets, decoder.end_id)
-        labels = [label for dialogue in dialogues for label in _labels_of(dialogue[1], dialogue[2])]
-        for label, is_right in zip(labels, verdicts, strict=True):
-            asked[label] += 1
-            right[label] += is_right
-    shares = {label: round(right[label] / count, 4) for label, count in sorted(asked.items())}
-    return {**shares, "all": round(right.total() / max(1, asked.total()), 4), "answers": asked.total()}
+        verdicts = iter(_whole_answers(logits.argmax(1) == targets, targets, decoder.end_id))
+        for row, facts, pairs in dialogues:
+            _mark_dialogue(decoder, bank.tokens[row].float(), facts, pairs, verdicts, tally)
+    return tally.shares()
 
 
-def _labels_of(facts: FilmFacts, pairs: Sequence[tuple[Turn, Turn]]) -> list[str]:
-    labels: list[str] = []
-    for turn in range(len(pairs)):
-        earlier = [asked.text for asked, _ in pairs[:turn]]
-        intent = interpret_question(pairs[turn][0].text, earlier)
-        stated = next((state for state in facts.stated or () if state.name == intent.finding), None)
-        known = facts.known(intent.finding) if intent.finding else None
-        is_seen = intent.kind == "location" and stated is not None and known is not None
-        hidden = is_seen and known is not None and stated is not None and bool(known.side) and not stated.side
-        labels.append("place seen" if hidden else intent.kind)
-    return labels
+class Tally:
+    """How many answers were right, under each name, of how many."""
+
+    def __init__(self) -> None:
+        self.asked, self.right = Counter[str](), Counter[str]()
+
+    def add(self, name: str, is_right: bool | None) -> None:
+        if is_right is not None:
+            self.asked[name] += 1
+            self.right[name] += is_right
+
+    def shares(self) -> dict[str, float]:
+        named = {name: round(self.right[name] / count, 4) for name, count in sorted(self.asked.items())}
+        return {**named, "answers": self.asked["word for word"]}
+
+
+def _mark_dialogue(
+    decoder: Decoder,
+    tokens: Tensor,
+    facts: FilmFacts,
+    pairs: Sequence[tuple[Turn, Turn]],
+    verdicts: Iterator[bool],
+    tally: Tally,
+) -> None:
+    turns: list[Turn] = []
+    for asked, answered in pairs:
+        earlier = [turn.text for turn in turns if turn.role == "user"]
+        is_same = next(verdicts)
+        tally.add("word for word", is_same)
+        tally.add(f"word for word, {interpret_question(asked.text, earlier).kind}", is_same)
+        turns.append(asked)
+        said = answered.text if is_same else decoder.generate(turns, facts.stated, tokens).text
+        found = agreement(asked.text, earlier, said, facts.stated or ()) if facts.stated is not None else None
+        turns.append(answered)
+        for name in ("verdict", "findings", "percents", "places") if found else ():
+            tally.add(name, getattr(found, name))
+            if found and found.kind == "describe":
+                tally.add(f"{name}, describe", getattr(found, name))
 
 
 def _whole_answers(is_right: Tensor, targets: Tensor, end_id: int) -> list[bool]:
@@ -322,7 +353,6 @@ def _bank(backbone: Backbone, recipe: DecoderRecipe, manifest: Path | None, work
         banks.append(film_bank(backbone, manifest, recipe.films, recipe.seed))
     bank = FilmBank(
         torch.cat([part.tokens for part in banks]),
-        tuple(item for part in banks for item in part.findings),
         tuple(item for part in banks for item in part.labels),
     )
     log(f"decoder: patch tokens {tuple(bank.tokens.shape)} in {time.monotonic() - began:.0f} s")
@@ -330,22 +360,15 @@ def _bank(backbone: Backbone, recipe: DecoderRecipe, manifest: Path | None, work
 
 
 def phantom_bank(backbone: Backbone, count: int, first_seed: int) -> FilmBank:
-    """Phantoms `first_seed` .. and their exact findings; devices, which the decoder does not speak of, are left out."""
+    """Phantoms `first_seed` .. and what they show; devices, which the decoder does not speak of, are left out."""
     from foundation.phantom import make_phantom
 
-    films, findings = [], []
+    films, labels = [], []
     for seed in range(first_seed, first_seed + count):
         phantom = make_phantom(seed, backbone.contract.size)
         films.append(np.repeat(phantom.film[..., None], 3, axis=2))
-        findings.append(
-            tuple(
-                FindingState(one.name, 1.0, True, one.side or None, one.zone or None, one.severity or None)
-                for one in phantom.findings
-                if one.name in FINDINGS
-            )
-        )
-    labels = tuple(tuple(state.name for state in states) for states in findings)
-    return FilmBank(encode_films(backbone, films), tuple(findings), labels)
+        labels.append(tuple(one.name for one in phantom.findings if one.name in FINDINGS))
+    return FilmBank(encode_films(backbone, films), tuple(labels))
 
 
 def film_bank(backbone: Backbone, manifest: Path, count: int, seed: int) -> FilmBank:
@@ -365,7 +388,7 @@ def film_bank(backbone: Backbone, manifest: Path, count: int, seed: int) -> Film
         data = (manifest.parent / str(row["image"])).read_bytes()
         films.append(render(read_film(data), backbone.contract))
         labels.append(tuple(str(label) for label in cast(list[str], row["labels"]) if label in FINDINGS))
-    return FilmBank(encode_films(backbone, films), (None,) * len(films), tuple(labels))
+    return FilmBank(encode_films(backbone, films), tuple(labels))
 
 
 @torch.inference_mode()
@@ -408,8 +431,34 @@ def _new_decoder(backbone: Backbone, recipe: DecoderRecipe, tokenizer_file: Path
     if known is not None and known.weight.shape == table.shape:
         table.data.copy_(known.weight.data.float() * (0.02 / known.weight.float().std()))
         table.data[:11].normal_(0, 0.02)  # special tokens mean nothing to the text tower
+    spread_numbers(decoder)
     standardise_input(decoder, bank.tokens)
     return decoder
+
+
+def _take_language(decoder: Decoder, start: Path) -> None:
+    """The language model of the checkpoint in `start`; its projector belongs to its own image tower."""
+    taught = Decoder.load(start).model.state_dict()
+    if {name: one.shape for name, one in taught.items()} != {n: one.shape for n, one in decoder.model.state_dict().items()}:
+        raise InvalidRequest("The decoder to start from has another shape than the recipe's; leave `start` out.", param="start")
+    decoder.model.load_state_dict(taught)
+    spread_numbers(decoder)
+
+
+def spread_numbers(decoder: Decoder) -> None:
+    """Give each percentage, 0 to 100, an embedding of its own direction.
+
+    The text tower has hardly met them: there 39 and 49 lie close together, and a decoder that starts from that mistakes one
+    for the other when it copies. Those that are apart already are left as they are.
+    """
+    table = decoder.model.get_input_embeddings().weight
+    ids = [pieces[0] for number in range(101) if len(pieces := decoder.tokenizer.encode_plain(str(number))) == 1]
+    with torch.no_grad():
+        own = F.normalize(table[ids], dim=1)
+        nearest = (own @ own.T).fill_diagonal_(-1).max(dim=1).values
+        if float(nearest.mean()) > _ALIKE:
+            length = table.norm(dim=1).mean()
+            table[ids] = F.normalize(torch.randn(len(ids), table.shape[1]), dim=1) * length
 
 
 def standardise_input(decoder: Decoder, tokens: Tensor) -> None:

@@ -2,6 +2,7 @@
 
     take_text_tower   checkpoint -> the text folder of `language.py`, so that nothing is distilled again
     start_tensors     checkpoint -> what `learner.py` calls its own of it: image tower, text projection, scale and bias
+    decoder_folder    checkpoint -> itself, if it has a decoder whose language `instruct.py` can go on from
 
 Heads that only training needs are no part of a checkpoint and begin anew.
 """
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundation.checkpoint import read_config, read_tensors
+from foundation.decoder import DECODER_FOLDER
 from foundation.errors import InvalidRequest
 from foundation.sources import locate
 
@@ -49,3 +51,9 @@ def start_tensors(checkpoint: str) -> dict[str, Tensor]:
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith(("visual.", "logit_"))}
     kept["text_projection"] = tensors["text.text_projection"]
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
+
+
+def decoder_folder(checkpoint: str) -> Path | None:
+    """The folder of a checkpoint that has a decoder; None where it has none, or where no checkpoint is named."""
+    held = locate(checkpoint).folder if checkpoint else None
+    return held if held is not None and (held / DECODER_FOLDER / "config.json").is_file() else None

@@ -1,6 +1,7 @@
 """What the decoder is given of a film in training: patch tokens of the base, and findings as the server states them.
 
-    film -> the base (slot 0) -> patch tokens;  zero-shot findings where there is no findings adapter for this base
+    film -> the base (slot 0) -> patch tokens;  zero-shot findings where there is no findings adapter for this base;
+            and where what is present lies (`foundation/places.py`)
          -> the findings adapter (slot 1) -> calibrated probabilities, present from their thresholds on
 
 `serving/chat_work.py` opens a chat with the same values from the same functions; a test holds the two prompts equal.
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from adapters.tasks.chat import StatedBy
 from adapters.tasks.classification import Classifier
 from foundation.errors import AdapterNotFound
 from foundation.lexicon import FINDINGS
+from foundation.places import UNKNOWN, place_of
 from foundation.preprocess import normalise
 from foundation.prompt import FindingState
 from foundation.prompts import NEGATIVE_TEMPLATES, POSITIVE_TEMPLATES, terms
@@ -58,9 +60,10 @@ class FilmReader:
             self._slot = self._bank.install(findings.lora)
             self._classifier = Classifier.open(findings.card, findings.head)
             self._classifier.head.to(backbone.device)
+            self._labels = self._classifier.card.labels
         else:
             self._labels = tuple(name for name in FINDINGS if name != _UNSCORED)
-            self._directions = self._read_prompts()
+        self._sentences = self._read_prompts()
 
     def close(self) -> None:
         self._bank.close()
@@ -82,8 +85,17 @@ class FilmReader:
         else:
             with self._bank.rows([self._slot] * len(pixels)):
                 states = self._adapted(self.backbone.encode_image(pixels))
-        tokens = base.tokens.float().cpu()
-        return [SeenFilm(row, stated) for row, stated in zip(tokens, states, strict=True)]
+        patches, tokens = self.backbone.patch_embeddings(base).float(), base.tokens.float().cpu()
+        return [SeenFilm(row, self._placed(*told, base.grid)) for row, *told in zip(tokens, states, patches, strict=True)]
+
+    def _placed(self, states: Sequence[FindingState], patches: Tensor, grid: tuple[int, int]) -> tuple[FindingState, ...]:
+        """patches (N, E): what is present with its place and first of all, the most probable before the others."""
+        positives, negatives = self._sentences
+        told = []
+        for state, direction in zip(states, positives - negatives, strict=True):
+            place = place_of(state.name, (patches @ direction).reshape(grid).cpu().numpy()) if state.is_present else UNKNOWN
+            told.append(replace(state, side=place.side, zone=place.zone))
+        return tuple(sorted(told, key=lambda state: (not state.is_present, -state.probability)))
 
     def _adapted(self, features: ImageFeatures) -> list[tuple[FindingState, ...]]:
         assert self._classifier is not None
@@ -95,7 +107,7 @@ class FilmReader:
 
     def _zero_shot(self, embedding: Tensor) -> tuple[FindingState, ...]:
         """embedding (E,): each finding against its denial; present from one half on."""
-        positives, negatives = self._directions
+        positives, negatives = self._sentences
         scale = self.backbone.logit_scale
         logits = (scale * (positives @ embedding)).double() - (scale * (negatives @ embedding)).double()
         chances = torch.sigmoid(logits).tolist()

@@ -130,9 +130,13 @@ class ChatBody(ImageBody):
 
 
 class Finding(Answer):
+    """side (left, right, bilateral), zone (upper, middle, lower): where a finding that is present lies, None where unknown."""
+
     label: str
     probability: float
     threshold: float | None = None
+    side: str | None = None
+    zone: str | None = None
 
 
 class HeatMap(Answer):

@@ -43,7 +43,7 @@ def test_the_prompt_has_its_parts_in_order(tokenizer: PromptTokenizer) -> None:
     ids = tokenizer.prompt(turns, "mass absent 10", 2)
     expected = (
         "[BOS] <image> <image> <findings> mass absent 1 ##0 "
-        "<user> is there a mass ? [SEP] presence ; mass absent 1 ##0 <assistant> no . [EOS] "
+        "<user> is there a mass ? [SEP] no presence ; mass absent 1 ##0 <assistant> no . [EOS] "
         "<user> where is i ##t ? [SEP] location ; mass absent 1 ##0 <assistant>"
     )
     assert tokenizer.tokens(ids) == expected.split()
@@ -52,10 +52,14 @@ def test_the_prompt_has_its_parts_in_order(tokenizer: PromptTokenizer) -> None:
 @pytest.mark.parametrize(
     ("question", "earlier", "hint"),
     [
-        ("Fluid around the lung, on the left?", [], "left presence ; effusion present 83 right"),
+        ("Fluid around the lung, on the left?", [], "no left presence ; effusion present 83 right"),
+        ("Fluid around the lung, on the right?", [], "yes right presence ; effusion present 83 right"),
         ("Where is it?", ["Is there an effusion?"], "location ; effusion present 83 right"),
-        ("Is the heart normal?", [], "absence ; cardiomegaly absent 7"),
-        ("Describe the film.", [], "describe ; effusion present 83 right"),
+        ("Is the heart normal?", [], "yes absence ; cardiomegaly absent 7"),
+        ("Is it normal?", [], "no normal ; effusion present 83 right"),
+        ("Is anything wrong?", [], "yes normal ; effusion present 83 right"),
+        ("Describe the film.", [], "describe ; effusion present 83 right ; no cardiomegaly"),
+        ("Effusion or mass?", [], "presence ; effusion present 83 right ; mass not assessed"),
         ("Is there a mass?", [], "presence ; mass not assessed"),
         ("Is there a rib fracture?", [], "fracture not assessed"),
         ("Hello", [], "other"),
@@ -67,6 +71,11 @@ def test_the_hint_holds_what_is_asked(question: str, earlier: list[str], hint: s
 
 def test_a_film_that_is_not_assessed_has_no_clauses() -> None:
     assert hint_text("Describe the film.", [], findings_text(None)) == "describe"
+
+
+def test_a_film_without_findings_has_nothing_to_tell() -> None:
+    assert hint_text("Is it normal?", [], "effusion absent 3") == "yes normal ; nothing"
+    assert hint_text("Describe the film.", [], "effusion absent 3") == "describe ; nothing"
 
 
 def test_an_answer_to_the_assistant_is_refused(tokenizer: PromptTokenizer) -> None:

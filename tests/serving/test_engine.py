@@ -18,6 +18,7 @@ from adapters.tasks.classification import Classifier
 from foundation.checkpoint import open_checkpoint
 from foundation.decoder import Decoder
 from foundation.gate import GateVerdict
+from foundation.places import UNKNOWN, place_of
 from foundation.preprocess import normalise
 from foundation.prompt import FindingState, Turn
 from serving.config import EngineConfig
@@ -158,22 +159,28 @@ def test_one_film_asked_many_things_runs_once_for_each_adapter(engine: Engine) -
 
 
 def test_chats_written_together_equal_the_decoder_alone(engine: Engine, direct: Direct, place: Path) -> None:
-    requests = [chat(1, 1), chat(2, 2, "where is the mass?"), chat(3, 1, temperature=1.0, seed=7)]
+    asked = [chat(1, 1), chat(2, 2, "where is the mass?"), chat(3, 1, temperature=1.0, seed=7)]
+    requests = [replace(request, options={"maps": True}) for request in asked]
     assert engine.run(Batch(tuple(requests))) == []
     outcomes = finish(engine)
     decoder = Decoder.load(place / "checkpoint")
     for request in requests:
         assert request.film is not None
         probabilities = direct(Request(0, "classify", adapter="cxr-findings", film=request.film))
-        states = [
-            FindingState(label, probability, probability >= threshold)
-            for label, probability, threshold in zip(LABELS, probabilities, (0.4, 0.6, 0.5), strict=True)
-        ]
+        last = next(o.value for o in outcomes if o.request_id == request.id and o.is_final)
+        assert last is not None
+        states = []
+        for shown, probability, threshold in zip(last["evidence"]["maps"], probabilities, (0.4, 0.6, 0.5), strict=True):
+            likeness = shown["low"] + np.array(shown["grid"]) * (shown["high"] - shown["low"])
+            is_present = probability >= threshold
+            place = place_of(shown["label"], likeness) if is_present else UNKNOWN
+            states.append(FindingState(shown["label"], probability, is_present, place.side, place.zone))
+        told = [(one["side"], one["zone"]) for one in last["evidence"]["findings"]]
+        assert told == [(state.side, state.zone) for state in states]
+        states.sort(key=lambda state: (not state.is_present, -state.probability))
         with torch.no_grad():
             tokens = direct._look(request.film).tokens[0]
         alone = decoder.generate([Turn("user", request.turns[0].text)], states, tokens, request.sampling)
-        last = next(o.value for o in outcomes if o.request_id == request.id and o.is_final)
-        assert last is not None
         assert written(outcomes, request.id) == alone.text
         assert last["finish_reason"] == alone.finish_reason
         assert last["usage"] == {

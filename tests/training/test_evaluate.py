@@ -21,11 +21,14 @@ from adapters.store import AdapterStore
 from adapters.tasks.classification import ClassificationHead
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
+from foundation.prompt import FindingState
 from foundation.prompts import prompt_pair
 from training import baselines
-from training.chat_check import Answer, choose_films, other_films, sides_in, yes_or_no, zones_in
+from training.agreement import sides_in, yes_or_no, zones_in
+from training.box_check import boxed_section, boxed_sides
+from training.chat_check import Answer, choose_films, other_films, phantom_questions
 from training.evaluate import Options, evaluate
-from training.manifest import load_manifest
+from training.manifest import Row, load_manifest
 from training.metrics import auroc
 from training.phantom_check import score_phantoms
 from training.retrieval import chance_of_film
@@ -268,6 +271,35 @@ def test_phantom_questions_are_marked_against_the_truth() -> None:
     [section] = report.sections
     assert {m.estimate.value for m in section.measures if m.by == "real" and m.estimate.value == m.estimate.value} == {1.0}
     assert report.find("balanced accuracy", by="blank").value == 0.0
+    assert report.find("balanced accuracy", by="shuffled").value == 0.0
+
+
+class Parrot:
+    """States an effusion on the right of every film and words it by `form`."""
+
+    stated = (FindingState("effusion", 0.31, True, "right"), FindingState("mass", 0.04, False))
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def answer(self, film: np.ndarray, question: str) -> Answer:
+        if "effusion" not in question and "film" not in question:
+            return Answer("It was not assessed on this film.", stated=self.stated)
+        return Answer(self.form, stated=self.stated)
+
+
+def test_answers_are_held_against_what_was_stated() -> None:
+    def told(form: str) -> dict[str, float]:
+        sections = phantom_questions(Parrot(form), 6, 64, resamples=20, seed=0)
+        return {f"{one.name}, {one.by}": one.estimate.value for one in sections[1].measures}
+
+    right = told("Yes. There is a pleural effusion on the right (31%).")
+    assert right["yes or no, closed questions"] > 0.4  # "is the film normal?" is not answered by yes
+    assert right["percentages, descriptions"] == right["findings named, descriptions"] == right["places, descriptions"] == 1
+    assert right["says that it is not assessed, what is not stated"] == 1
+    assert told("Yes. There is a pleural effusion on the right (41%).")["percentages, descriptions"] == 0
+    assert told("Yes. There is a pleural effusion on the left (31%).")["places, descriptions"] == 0
+    assert told("There is a pleural effusion (31%) and a lung mass (4%).")["findings named, descriptions"] == 0
 
 
 @pytest.mark.parametrize(
@@ -291,6 +323,31 @@ def test_films_to_ask_about_are_of_different_patients(made_films: Any) -> None:
     others = other_films(chosen)
     assert all(chosen[other].labels != row.labels for row, other in zip(chosen, others, strict=True))
     assert choose_films(rows, 10, seed=0) == chosen
+
+
+def test_sides_are_held_against_boxes(tmp_path: Path) -> None:
+    def row(number: int, label: str, *lefts: float) -> Row:
+        boxes = [{"label": label, "xywh_1024": [left, 300, 100, 100]} for left in lefts]
+        return Row(number, str(number), tmp_path, "test", str(number), str(number), extra={"boxes": boxes})
+
+    rows = [row(0, "Effusion", 100), row(1, "Infiltrate", 100, 800), row(2, "Nodule", 800), row(3, "Cardiomegaly", 400)]
+    assert [dict(boxed_sides(one)) for one in rows] == [
+        {"effusion": {"right"}},
+        {"infiltration": {"left", "right"}},
+        {"nodule": {"left"}},
+        {},
+    ]
+
+    class Says:
+        def answer(self, film: np.ndarray, question: str) -> Answer:
+            return Answer("On the right." if "nodule" not in question else "I cannot tell where.")
+
+    films = [np.zeros((8, 8, 3), np.uint8)] * 3
+    [section] = boxed_section(Says(), rows[:3], films, resamples=20, seed=0)
+    told, right = (measure.estimate.value for measure in section.measures)
+    assert told == pytest.approx(2 / 3)
+    assert right == pytest.approx(1 / 2)
+    assert boxed_section(Says(), (), (), resamples=20, seed=0) == ()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
