@@ -32,11 +32,14 @@ class Opening:
     """All a chat needs before its first word. pictures: the film, the blank, the shuffle; empty without a film.
 
     evidence is None without a film; a film that is not assessed has evidence that says so, and no pictures.
+    adapter_slot, adapter_digest: of the decoder's adapter; slot 0 is the decoder itself.
     """
 
     turns: tuple[Turn, ...]
     pictures: tuple[Picture, ...] = ()
     evidence: Evidence | None = None
+    adapter_slot: int = 0
+    adapter_digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)

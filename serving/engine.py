@@ -72,7 +72,13 @@ class Engine:
         decoder = _open_decoder(checkpoint)
         residency = Residency(self.backbone, store, capacity=self.config.adapters + 1)
         self._tools = Tools(self.backbone, residency, Gate.load(checkpoint.folder), self.config.findings_adapter)
-        self._chats = ChatLane(decoder, self.config.tokens_per_turn)
+        self._chats = ChatLane(
+            decoder,
+            self.config.tokens_per_turn,
+            chats=self.config.chats,
+            prefill_tokens=self.config.prefill_tokens,
+            cached_bytes=self.config.cached_prefix_bytes,
+        )
         self._can_chat = decoder is not None
         self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
         self._films = FeatureCache(self.config.cached_film_bytes)
@@ -122,6 +128,7 @@ class Engine:
     def forget(self, tenant: str, study: str) -> None:
         """Drop what is kept of one tenant's film, or of everything the tenant sent where `study` is empty."""
         self._films.forget(tenant, study)
+        self._chats.forget(tenant, study)
         while not study and self._texts.evict(lambda key: key[0] == tenant) is not None:
             pass
 

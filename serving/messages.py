@@ -56,6 +56,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0  # how many of the most probable tokens are told beside each one chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ class Outcome:
       embed_image, embed_text: {"embeddings": [[float, ...], ...]}
       zero_shot: {"scores": [K floats], "logits": [K floats], "assessed": bool, "looks_like": str}
       classify: {"labels", "probabilities", "logits", "thresholds": [K values], "assessed": bool, "looks_like": str}
-      chat, one Outcome per streamed piece: {"delta": str} ... then
+      chat, one Outcome per streamed piece: {"delta": str, "logprobs": [{"token", "logprob", "top": [[token, logprob]]}]}
+            (logprobs only where asked for) ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
     evidence (chat): {"assessed": bool, "looks_like": str, "findings": [{"label", "probability", "threshold"}...],
             "heatmap": {"label": str, "grid": [[float]], "low": float, "high": float} | None,
