@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from serving.chat_work import Opening
+from serving.chat_work import Opening, Picture
 from serving.evidence import Evidence, reliance
 from serving.messages import Request
 from serving.prefix_cache import PictureKey
+from serving.refusal import not_assessed
 
 if TYPE_CHECKING:
     from foundation.decoder import Decoder, TextWriter
@@ -77,7 +78,7 @@ class Chat:
     opening: Opening
     finish: Finish
     stores: bool
-    prompts: tuple[Prompt, ...] = ()
+    prompt: Prompt = Prompt(())
     writer: TextWriter | None = None
     length: int = 0
     told: float = 0.0
@@ -85,6 +86,7 @@ class Chat:
     text: str = ""  # not yet sent
     reports: list[Value] = field(default_factory=list)  # log-probabilities not yet sent
     scores: list[float] = field(default_factory=list)  # of the answer without the film
+    scoring: int = 0  # how many of those are still to come
     last: Value | None = None
 
     @property
@@ -93,33 +95,35 @@ class Chat:
         return self.opening.evidence is not None and not self.opening.evidence.assessed
 
     @property
-    def needs_scores(self) -> bool:
-        return self.opening.evidence is not None and len(self.prompts) > 1
+    def slot(self) -> int:
+        """Of the decoder's adapter; 0 for none."""
+        return self.opening.adapter.slot if self.opening.adapter is not None else 0
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The prompt and the answer so far."""
-        return (*self.prompts[0].ids, *(self.writer.token_ids if self.writer else ()))
+        return (*self.prompt.ids, *(self.writer.token_ids if self.writer else ()))
 
     def begin(self, decoder: Decoder) -> None:
-        """Write the prompts. Raises InvalidRequest where the question does not fit."""
+        """Write the prompt. Raises InvalidRequest where the question does not fit."""
         from foundation.decoder import TextWriter
 
-        self.prompts = tuple(self._prompts(decoder))
-        count = len(self.prompts[0].ids)
+        self.prompt = self._prompt(decoder, self.opening.picture)
+        count = len(self.prompt.ids)
         self.writer = TextWriter(decoder.tokenizer, self.request.sampling, count, room=decoder.context - count)
 
-    def _prompts(self, decoder: Decoder) -> list[Prompt]:
-        turns, film = self.opening.turns, self.request.film
-        if not self.opening.pictures:
-            return [Prompt(tuple(decoder.prompt_ids(turns, None, 0)))]
-        study = film.digest if film is not None else ""
-        prompts = []
-        for picture in self.opening.pictures:
-            ids = tuple(decoder.prompt_ids(turns, picture.findings, len(picture.tokens)))
-            key = PictureKey.of(self.request.tenant, study, picture.tokens, self.opening.adapter_digest)
-            prompts.append(Prompt(ids, picture.tokens, key))
-        return prompts
+    def without(self, decoder: Decoder) -> list[Prompt]:
+        """The same question about the blank and the shuffled film, each of which speaks through its own findings."""
+        pictures = self.opening.without(self.stores) if self.opening.without is not None else ()
+        return [self._prompt(decoder, picture) for picture in pictures]
+
+    def _prompt(self, decoder: Decoder, picture: Picture | None) -> Prompt:
+        turns, film, adapter = self.opening.turns, self.request.film, self.opening.adapter
+        if picture is None:
+            return Prompt(tuple(decoder.prompt_ids(turns, None, 0)))
+        ids = tuple(decoder.prompt_ids(turns, picture.findings, len(picture.tokens)))
+        study, digest = film.digest if film is not None else "", adapter.digest if adapter is not None else ""
+        return Prompt(ids, picture.tokens, PictureKey.of(self.request.tenant, study, picture.tokens, digest))
 
     def refuse(self, decoder: Decoder) -> None:
         """The whole answer about a film that is not assessed."""
@@ -148,9 +152,3 @@ class Chat:
             "evidence": evidence.to_plain() if evidence is not None else None,
             "compute_ms": 1000 * self.spent_s,
         }
-
-
-def not_assessed(looks_like: str) -> str:
-    """What is said of a film outside what the model was trained for."""
-    shown = f"this looks like {looks_like}" if looks_like else "this is not a film of a kind I know"
-    return f"Not assessed: {shown}. I can only answer questions about the films I was trained on."

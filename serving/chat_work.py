@@ -1,13 +1,19 @@
 """The first step of a chat: the film, its findings and its heat map, before a word is generated.
 
-views   the film, and where reliance is to be measured its blank and its shuffle: each through the base (patch
-        tokens, gate) and through the findings adapter (probabilities); all in the batch of everyone else
+views           the film through the base (patch tokens, gate) and through the findings adapter (probabilities), in the
+                batch of everyone else
+without_views   its blank and its shuffle, each the same two ways: what reliance is measured against, looked at only
+                once the answer is written
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from foundation.prompt import FindingState, Turn
@@ -27,19 +33,30 @@ class Picture:
     findings: tuple[FindingState, ...]
 
 
+class DecoderAdapter(Protocol):
+    """An adapter on the decoder: its slot in the bank, and the digest of the files it came from."""
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """All a chat needs before its first word. pictures: the film, the blank, the shuffle; empty without a film.
+    """All a chat needs before its first word.
 
-    evidence is None without a film; a film that is not assessed has evidence that says so, and no pictures.
-    adapter_slot, adapter_digest: of the decoder's adapter; slot 0 is the decoder itself.
+    evidence is None without a film; a film that is not assessed has evidence that says so, and no picture.
+    without: gives the blank and the shuffled film, once they are needed; called with whether anything may be kept of them.
+    adapter: whose LoRA the decoder answers through; None for the decoder itself.
     """
 
     turns: tuple[Turn, ...]
-    pictures: tuple[Picture, ...] = ()
+    picture: Picture | None = None
     evidence: Evidence | None = None
-    adapter_slot: int = 0
-    adapter_digest: str = ""
+    without: Callable[[bool], tuple[Picture, ...]] | None = None
+    adapter: DecoderAdapter | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +77,16 @@ class ChatWork:
 
     @property
     def views(self) -> tuple[View, ...]:
+        return () if self.film is None else self._both_ways(self.film.pixels)
+
+    @property
+    def without_views(self) -> tuple[View, ...]:
         if self.film is None:
             return ()
-        films = (self.film.pixels, blank(self.film.pixels), shuffled(self.film.pixels))
-        return tuple(View(film, resident) for film in films for resident in (None, self.reader.resident))
+        return (*self._both_ways(blank(self.film.pixels)), *self._both_ways(shuffled(self.film.pixels)))
+
+    def _both_ways(self, pixels: npt.NDArray[np.uint8]) -> tuple[View, ...]:
+        return (View(pixels), View(pixels, self.reader.resident))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -80,17 +103,22 @@ class ChatWork:
         verdict = self.tools.verdict(seen.features[0], self.film)
         if not verdict.assessed:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
-        base, adapted = seen.features[0::2], seen.features[1::2]
-        read = [self.reader.read(features, self.prompts, seen.texts) for features in adapted]
-        pictures = tuple(
-            Picture(features.tokens[0], tuple(finding.state() for finding in findings))
-            for features, findings in zip(base, read, strict=True)
-        )
-        label = asked_finding(self.request.turns, read[0])
+        findings = self.reader.read(seen.features[1], self.prompts, seen.texts)
+        label = asked_finding(self.request.turns, findings)
         wants_all = bool(self.request.options.get("maps"))
         maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
         heatmap = next((one for one in maps if one.label == label), None)
-        return Opening(turns, pictures, Evidence(True, "", read[0], heatmap, maps if wants_all else None))
+        evidence = Evidence(True, "", findings, heatmap, maps if wants_all else None)
+        return Opening(turns, self.pictures(seen)[0], evidence)
+
+    def pictures(self, seen: Seen) -> tuple[Picture, ...]:
+        """What the decoder is given of each film in `seen`, whose features come in pairs: base, adapter."""
+        base, adapted = seen.features[0::2], seen.features[1::2]
+        read = [self.reader.read(features, self.prompts, seen.texts) for features in adapted]
+        return tuple(
+            Picture(features.tokens[0], tuple(finding.state() for finding in findings))
+            for features, findings in zip(base, read, strict=True)
+        )
 
     def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
         """One for each of `labels`, all from the forward that was run anyway."""

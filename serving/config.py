@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from foundation.errors import InvalidRequest
+from serving.chat_backend import ChatBackend
 from serving.decode_pool import DecodeConfig
 from serving.limits import MIB, ServerLimits
 from serving.scheduler import Budget
@@ -104,7 +105,8 @@ class ServerConfig:
 
     home: where keys and the audit log lie, None for the default (serving/home.py). api_key: the operator's own.
     page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
-    restart_patience_s: how long a request waits for an engine that is being replaced.
+    restart_patience_s: how long a request waits for an engine that is being replaced. chat_backend: who answers chat
+    instead of the model's own decoder.
     """
 
     host: str = "127.0.0.1"
@@ -116,6 +118,7 @@ class ServerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    chat_backend: ChatBackend | None = None
     start_limit_s: float = 300.0
     hang_limit_s: float = 120.0
     canary_interval_s: float = 30.0

@@ -14,7 +14,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from foundation.errors import InvalidRequest, VesaliusError
 from foundation.gate import Gate
 from foundation.preprocess import normalise
 from serving.cache import LruCache
-from serving.chat_work import ChatWork, Opening
+from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig
 from serving.feature_cache import FeatureCache, FeatureKey
 from serving.generation import ChatLane
@@ -59,6 +59,7 @@ class EngineFacts:
     can_chat: bool
     created: int
     contract: Mapping[str, Any]
+    can_embed: bool = True  # False where there is nothing but chat
 
 
 class Engine:
@@ -195,7 +196,17 @@ class Engine:
         def finish(last: Mapping[str, Any]) -> Mapping[str, Any]:
             return self._finished(request, work, last, encode_ms + last["compute_ms"])
 
+        if opening.picture is not None:
+            opening = replace(opening, without=lambda stores: self._without(replace(request, stores=stores)))
         self._chats.start(request, opening, finish)
+
+    def _without(self, request: Request) -> tuple[Picture, ...]:
+        """What the decoder is given of the blank and the shuffled film, when the answer about the real one is written."""
+        work = ChatWork.of(request, self._tools, set())  # NOTE: the adapter may have left the bank meanwhile
+        features = self._look([(request, view) for view in work.without_views])
+        texts = self._read([(request, text) for text in work.texts])
+        seen = tuple(features[_view_key(view)] for view in work.without_views)
+        return work.pictures(Seen(seen, torch.stack([texts[text] for text in work.texts])))
 
     def _look(self, wanted: Sequence[tuple[Request, View]]) -> dict[Any, ImageFeatures]:
         """Each distinct view's features (B = 1): what its tenant has asked about before, and the rest from one forward."""

@@ -21,39 +21,39 @@ import torch
 from torch import Tensor
 
 from foundation.errors import DeadlineExceeded, VesaliusError
-from serving.chat import Chat, Feed, Finish, Prompt, not_assessed
+from serving.chat import Chat, Feed, Finish, Prompt
 from serving.chat_work import Opening
 from serving.messages import Outcome, Request
 from serving.prefix_cache import PrefixCache
-from serving.slots import Adapting, SlotDecoder, Span
+from serving.slots import SlotDecoder, Span
 from serving.token_choice import Chooser, Chosen
 from serving.transport import failure
 
 if TYPE_CHECKING:
+    from adapters.bank import AdapterBank
     from foundation.decoder import Decoder
 
 OnFault = Callable[[int, Exception, str], Outcome]
 STAGING_ROWS = 8
+WITHOUT = 2  # films an answer is scored against: blank and shuffled
 TOO_LATE = "The answer was not finished in time. Ask for fewer max_tokens, or try again later."
-
-__all__ = ["ChatLane", "not_assessed"]
 
 
 class ChatLane:
     """The chats under way. `finish` adds provenance and checks a value before it becomes an Outcome.
 
-    chats: how many write at the same time; more than that wait. adapting: the bank's `rows` over the decoder.
+    chats: how many write at the same time; more than that wait. bank: of the decoder's adapters.
     """
 
     def __init__(
         self,
         decoder: Decoder | None,
         tokens_per_turn: int,
+        bank: AdapterBank | None = None,
         *,
         chats: int = 16,
         prefill_tokens: int = 256,
         cached_bytes: int = 0,
-        adapting: Adapting | None = None,
     ) -> None:
         self._decoder = decoder
         self._tokens_per_turn = tokens_per_turn
@@ -68,7 +68,7 @@ class ChatLane:
         self._staging = list(range(chats, chats + STAGING_ROWS))
         self.read_tokens = 0  # prompt tokens run through the decoder so far, those of scoring too
         if decoder is not None:
-            self._model = SlotDecoder(decoder.model, chats + STAGING_ROWS, adapting)
+            self._model = SlotDecoder(decoder.model, chats + STAGING_ROWS, bank.rows if bank is not None else None)
             tokenizer = decoder.tokenizer
             self._chooser = Chooser(tokenizer.silent_ids, decoder.end_id, tokenizer.tokens)
             self._user_id = tokenizer.special_ids["<user>"]
@@ -77,9 +77,9 @@ class ChatLane:
         return len(self._chats)
 
     @property
-    def adapter_slots(self) -> frozenset[int]:
-        """The slots of the decoder's bank that a chat under way needs; they must stay as they are."""
-        return frozenset(chat.opening.adapter_slot for chat in self._chats.values())
+    def adapters(self) -> frozenset[str]:
+        """Digests of the adapters that chats under way are written through; their slots must stay as they are."""
+        return frozenset(chat.opening.adapter.digest for chat in self._chats.values() if chat.opening.adapter is not None)
 
     def start(self, request: Request, opening: Opening, finish: Finish) -> None:
         assert self._decoder is not None
@@ -125,11 +125,13 @@ class ChatLane:
     def _admit(self, on_fault: OnFault) -> list[Outcome]:
         """Give staging rows to answers that are to be scored, two each, and then to new questions."""
         outcomes: list[Outcome] = []
-        while self._to_score and len(self._staging) >= len(self._to_score[0].prompts) - 1:
+        while self._to_score and len(self._staging) >= WITHOUT:
             chat = self._to_score.popleft()
-            assert chat.writer is not None
-            self._feeds += [self._feed(chat, prompt, chat.writer.token_ids) for prompt in chat.prompts[1:]]
-        while self._waiting and len(self._staging) > 2 and self._reading + len(self._writing) < self._places:
+            try:
+                self._weigh(chat)
+            except Exception as error:
+                outcomes.append(self._failed(chat, error, on_fault))
+        while self._waiting and len(self._staging) > WITHOUT and self._reading + len(self._writing) < self._places:
             chat = self._waiting.popleft()
             try:
                 self._begin(chat)
@@ -147,7 +149,20 @@ class ChatLane:
             chat.refuse(self._decoder)
             return
         chat.begin(self._decoder)
-        self._feeds.append(self._feed(chat, chat.prompts[0]))
+        self._feeds.append(self._feed(chat, chat.prompt))
+
+    def _weigh(self, chat: Chat) -> None:
+        """Read the question and its answer again, about the film taken away."""
+        assert self._decoder is not None
+        assert chat.writer is not None
+        begun = time.perf_counter()
+        prompts = chat.without(self._decoder)
+        assert len(prompts) <= WITHOUT
+        chat.spent_s += time.perf_counter() - begun
+        chat.scoring = len(prompts)
+        if not prompts:
+            chat.end()
+        self._feeds += [self._feed(chat, prompt, chat.writer.token_ids) for prompt in prompts]
 
     def _feed(self, chat: Chat, prompt: Prompt, answer: Sequence[int] = ()) -> Feed:
         """The prompt, and behind it the answer to be scored, from where what is kept of the film ends."""
@@ -175,8 +190,8 @@ class ChatLane:
     def _step(self, pieces: Sequence[tuple[Feed, int]], on_fault: OnFault) -> list[Outcome]:
         begun, writing = time.perf_counter(), list(self._writing)
         pieces = sorted(pieces, key=lambda piece: piece[1] > 1)  # `SlotDecoder.run` wants single tokens first
-        spans = [Span(row, chat.length, 1, chat.opening.adapter_slot) for row, chat in enumerate(writing)]
-        spans += [Span(feed.row, feed.fed, length, feed.chat.opening.adapter_slot) for feed, length in pieces]
+        spans = [Span(row, chat.length, 1, chat.slot) for row, chat in enumerate(writing)]
+        spans += [Span(feed.row, feed.fed, length, feed.chat.slot) for feed, length in pieces]
         newest = [chat.writer.token_ids[-1] for chat in writing if chat.writer is not None]
         embedded = torch.cat([self._model.embed(newest), *(feed.piece(length) for feed, length in pieces)])
         hidden, broken = self._run(spans, embedded)
@@ -240,9 +255,9 @@ class ChatLane:
             chat.reports.append(chosen.report)
         if chat.writer.finish_reason:
             row = self._writing.index(chat)
-            self._keep(chat.prompts[0], chat, row, chat.ids[: chat.length])
+            self._keep(chat.prompt, chat, row, chat.ids[: chat.length])
             self._move_out(row)
-            if chat.needs_scores:
+            if chat.opening.without is not None:
                 self._to_score.append(chat)
             else:
                 chat.end()
@@ -253,7 +268,7 @@ class ChatLane:
         """A prompt is read: its row becomes the next of those that write."""
         chat, cache = feed.chat, self._model.cache
         chat.length = len(feed.ids)
-        self._keep(chat.prompts[0], chat, feed.row, feed.ids)
+        self._keep(chat.prompt, chat, feed.row, feed.ids)
         cache.move(feed.row, len(self._writing), chat.length)
         self._writing.append(chat)
         self._close(feed)
@@ -290,7 +305,8 @@ class ChatLane:
             self._keep(feed.prompt, feed.chat, feed.row, feed.ids[: feed.ids.index(self._user_id)])
             feed.chat.scores.append(feed.log_probability)
             self._close(feed)
-            if len(feed.chat.scores) == len(feed.chat.prompts) - 1:
+            feed.chat.scoring -= 1
+            if not feed.chat.scoring:
                 feed.chat.end()
 
     # What is told

@@ -134,8 +134,8 @@ class SlotDecoder:
             q, k, v = layer.attends(rms_norm(x, x.shape[-1:], layer.norm, self._epsilon), shape, is_fused)
             q, k = (_rotated(one.unflatten(1, (-1, self._width)), cosine, sine) for one in (q, k))
             keys, values = self.cache.keys[index], self.cache.values[index]
-            keys[plan.rows, :, plan.places] = k
-            values[plan.rows, :, plan.places] = v.unflatten(1, (-1, self._width))
+            plan.write(keys, k)
+            plan.write(values, v.unflatten(1, (-1, self._width)))
             x = x + layer.speaks(self._attention(plan, q, keys, values), shape, is_fused)
             x = x + layer.thinks(rms_norm(x, x.shape[-1:], layer.second_norm, self._epsilon), shape, is_fused)
         last: Tensor = rms_norm(x, x.shape[-1:], self._model.model.norm.weight, self._epsilon)
@@ -146,7 +146,7 @@ class SlotDecoder:
         q = q.unflatten(1, (self._heads, self._groups))  # (n, H, g, d)
         said: list[Tensor] = []
         if plan.single:
-            rows: Any = slice(0, plan.single) if plan.is_leading else plan.rows[: plan.single]
+            rows: Any = slice(0, plan.single) if plan.is_leading else plan.rows
             k, v = keys[rows, :, : plan.longest], values[rows, :, : plan.longest]
             said.append(scaled_dot_product_attention(q[: plan.single], k, v, attn_mask=plan.mask).flatten(1))
         begun = plan.single
@@ -167,8 +167,8 @@ class _Plan:
     which need not be gathered. mask (single, 1, g, longest) and (g * n, end): zero, or minus infinity.
     """
 
-    rows: Tensor
-    places: Tensor
+    rows: Tensor  # of the spans of one token
+    places: Tensor  # of all tokens
     single: int
     is_leading: bool
     longest: int
@@ -179,16 +179,25 @@ class _Plan:
     def of(cls, spans: Sequence[Span], groups: int, like: Tensor) -> _Plan:
         single = next((index for index, span in enumerate(spans) if span.length > 1), len(spans))
         alone, others = spans[:single], spans[single:]
-        rows = [span.row for span in spans for _ in range(span.length)]
+        rows = [span.row for span in alone]
         places = torch.tensor([place for span in spans for place in range(span.start, span.end)], device=like.device)
         longest, mask = max((span.end for span in alone), default=0), None
         if alone:
             hidden = torch.arange(longest, device=like.device)[None] > places[:single, None]
             mask = torch.zeros(hidden.shape, device=like.device, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
             mask = mask[:, None, None].expand(-1, 1, groups, -1)
-        is_leading = rows[:single] == list(range(single))
+        is_leading = rows == list(range(single))
         masks = tuple((span, _causal(span, groups, like)) for span in others)
-        return cls(torch.tensor(rows, device=like.device), places, single, is_leading, longest, mask, masks)
+        return cls(torch.tensor(rows, dtype=torch.long, device=like.device), places, single, is_leading, longest, mask, masks)
+
+    def write(self, held: Tensor, new: Tensor) -> None:
+        """new (n, H, d) into a layer's keys or values (R, H, T, d)."""
+        begun = self.single
+        if begun:
+            held[self.rows, :, self.places[:begun]] = new[:begun]
+        for span, _ in self.others:
+            held[span.row, :, span.start : span.end] = new[begun : begun + span.length].transpose(0, 1)
+            begun += span.length
 
 
 class _Layer:

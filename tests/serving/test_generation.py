@@ -36,8 +36,10 @@ class Question:
     pictures: tuple[Picture, ...]
     sampling: Sampling
 
-    def opening(self, **more: Any) -> Opening:
-        return Opening(self.turns, self.pictures, Evidence(True) if self.pictures else None, **more)
+    def opening(self) -> Opening:
+        if not self.pictures:
+            return Opening(self.turns)
+        return Opening(self.turns, self.pictures[0], Evidence(True), lambda stores: self.pictures[1:])
 
 
 @pytest.fixture(scope="module")
