@@ -31,7 +31,9 @@ def tls_config(chosen: argparse.Namespace) -> TlsConfig | None:
 
 
 def add_chat_backend(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--chat-backend", metavar="openai:URL", help="have chat answered by an engine that speaks OpenAI's protocol")
+    command.add_argument(
+        "--chat-backend", metavar="openai:URL", help="have chat answered by an engine that speaks OpenAI's protocol"
+    )
     command.add_argument("--chat-allow", metavar="URL", action="append", default=[], help="an address films may be sent to")
     command.add_argument("--chat-model", metavar="NAME", default="", help="what that engine calls its model")
 

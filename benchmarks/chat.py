@@ -287,7 +287,9 @@ def measure(model: str, rounds: int, questions: int, clock: Clock, log: Callable
     for number in range(rounds):
         asked = [bench.question(1000 * number + one) for one in range(questions)]
         rates = saturated(bench, asked)
-        saturation.append({**rates, "lane/one_by_one": rates["lane"] / rates["one_by_one"], "lane/static": rates["lane"] / rates["static"]})
+        saturation.append(
+            {**rates, "lane/one_by_one": rates["lane"] / rates["one_by_one"], "lane/static": rates["lane"] / rates["static"]}
+        )
         log(f"{model} round {number + 1}: {saturation[-1]}")
         per_s = {way: rates[way] * questions / rates["tokens"] for way in ("static", "lane")}
         waits = under_load(bench, asked, per_s, number)
@@ -304,7 +306,9 @@ def measure(model: str, rounds: int, questions: int, clock: Clock, log: Callable
         "second_question_lane": medians(second),
     }
     if model == "bundled":
-        whole = [{**one, "first/second": one["first_s"] / one["second_s"]} for one in engine_second_questions(clock, 2 * rounds)]
+        whole = [
+            {**one, "first/second": one["first_s"] / one["second_s"]} for one in engine_second_questions(clock, 2 * rounds)
+        ]
         found["second_question_engine"] = medians(whole)
     return found
 

@@ -141,9 +141,7 @@ class Chat:
         if evidence is not None and self.scores:
             count = len(self.writer.token_ids)
             evidence = replace(evidence, reliance=reliance(self.told / count, [score / count for score in self.scores]))
-        self.last = self._last(
-            str(completion.finish_reason), completion.prompt_tokens, completion.completion_tokens, evidence
-        )
+        self.last = self._last(str(completion.finish_reason), completion.prompt_tokens, completion.completion_tokens, evidence)
 
     def _last(self, reason: str, prompt_tokens: int, completion_tokens: int, evidence: Evidence | None) -> Value:
         return {

@@ -48,7 +48,9 @@ def plain_url(text: str, option: str) -> str:
         port = -1
     is_plain = parts.scheme in ("http", "https") and parts.hostname and not parts.username and not parts.query
     if not is_plain or parts.fragment or parts.password or port == -1 or ".." in parts.path.split("/"):
-        raise InvalidRequest(f"--{option}: {text[:200]!r} is no plain http(s) address such as http://host:8001/v1.", param=option)
+        raise InvalidRequest(
+            f"--{option}: {text[:200]!r} is no plain http(s) address such as http://host:8001/v1.", param=option
+        )
     host = str(parts.hostname)
     host = f"[{host}]" if ":" in host else host
     shown = f"{host}:{port}" if port is not None and port != {"http": 80, "https": 443}[parts.scheme] else host

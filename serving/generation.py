@@ -196,7 +196,9 @@ class ChatLane:
         embedded = torch.cat([self._model.embed(newest), *(feed.piece(length) for feed, length in pieces)])
         hidden, broken = self._run(spans, embedded)
         chats = [*writing, *(feed.chat for feed, _ in pieces)]
-        outcomes = [self._failed(chat, broken[at], on_fault) for at, chat in enumerate(chats) if at in broken and self._has(chat)]
+        outcomes = [
+            self._failed(chat, broken[at], on_fault) for at, chat in enumerate(chats) if at in broken and self._has(chat)
+        ]
         speaking: list[tuple[Chat, int]] = []  # a chat and where in `hidden` its next token stands
         for at, chat in enumerate(writing):
             if self._has(chat):
@@ -232,7 +234,8 @@ class ChatLane:
         for at, (span, part) in enumerate(zip(spans, embedded.split([span.length for span in spans]), strict=True)):
             hidden, failed = self._run([span], part)
             parts.append(hidden)
-            broken |= {at: error for error in failed.values()}
+            if failed:
+                broken[at] = failed[0]
         return torch.cat(parts), broken
 
     def _speak(self, chats: Sequence[Chat], hidden: Tensor, on_fault: OnFault) -> list[Outcome]:
@@ -361,5 +364,3 @@ class ChatLane:
 
 def _is_late(chat: Chat, now: float) -> bool:
     return chat.request.deadline is not None and chat.request.deadline <= now
-
-

@@ -135,7 +135,9 @@ def test_a_stream_passes_through_piece_by_piece_under_our_ids(client: openai.Ope
     assert [one.choices[0].delta.content for one in chunks if one.choices and one.choices[0].delta.content] == WORDS
     assert {one.id for one in chunks} == {chunks[0].id}
     assert chunks[0].id != "their-id"
-    assert [one.choices[0].logprobs.content[0].logprob for one in chunks if one.choices and one.choices[0].logprobs] == [-0.5] * 5
+    assert [one.choices[0].logprobs.content[0].logprob for one in chunks if one.choices and one.choices[0].logprobs] == [
+        -0.5
+    ] * 5
     assert chunks[-1].usage.completion_tokens == 5
 
 
@@ -145,9 +147,7 @@ def test_a_cut_answer_says_so(client: openai.OpenAI, other: OtherEngine) -> None
 
 
 @pytest.mark.parametrize(("way", "status"), [("fails", 503), ("is busy", 429), ("redirects", 503), ("breaks off", 503)])
-def test_what_goes_wrong_there_is_told_in_our_words(
-    client: openai.OpenAI, other: OtherEngine, way: str, status: int
-) -> None:
+def test_what_goes_wrong_there_is_told_in_our_words(client: openai.OpenAI, other: OtherEngine, way: str, status: int) -> None:
     other.way = way
     with pytest.raises(openai.APIStatusError) as refused:
         ask(client)
@@ -159,11 +159,10 @@ def test_what_goes_wrong_there_is_told_in_our_words(
 @pytest.mark.parametrize("way", ["breaks off", "babbles"])
 def test_a_stream_that_breaks_ends_with_an_error_event(client: openai.OpenAI, other: OtherEngine, way: str) -> None:
     other.way = way
-    pieces = []
+    pieces: list[str] = []
     with pytest.raises(openai.APIError, match="chat engine"):
-        for chunk in ask(client, stream=True):
-            pieces.append(chunk.choices[0].delta.content)
-    assert "".join(filter(None, pieces)) == "The film"
+        pieces.extend(chunk.choices[0].delta.content or "" for chunk in ask(client, stream=True))
+    assert "".join(pieces) == "The film"
 
 
 def test_a_film_that_is_not_assessed_goes_nowhere(client: openai.OpenAI, other: OtherEngine) -> None:

@@ -100,7 +100,9 @@ def test_seeds_and_stop_strings(engine: GenerateEngine) -> None:
     assert text_of(outcomes, 1) == text_of(outcomes, 2) != text_of(outcomes, 3)
     greedy = text_of(outcomes, 4)
     stop = greedy[len(greedy) // 2 :][:3]
-    engine.run(Batch((Request(5, "chat", film=film(1), turns=(ChatTurn("user", "where ?"),), sampling=Sampling(12, stop=(stop,))),)))
+    engine.run(
+        Batch((Request(5, "chat", film=film(1), turns=(ChatTurn("user", "where ?"),), sampling=Sampling(12, stop=(stop,))),))
+    )
     outcomes = finish(engine)
     assert text_of(outcomes, 5) == greedy[: greedy.index(stop)]
     assert outcomes[-1].value is not None
@@ -176,9 +178,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(
-    "spoil", [_pickled, _code, _foreign_adapter, _unknown_type, _no_weights, _another_shape, _no_template]
-)
+@pytest.mark.parametrize("spoil", [_pickled, _code, _foreign_adapter, _unknown_type, _no_weights, _another_shape, _no_template])
 def test_a_bad_folder_is_refused(folder: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     shutil.copytree(folder, tmp_path / "spoilt")
     spoil(tmp_path / "spoilt")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from adapters.bank import AdapterBank
+from adapters.lora import LoraPair, LoraSpec, LoraWeights
 from foundation.decoder import Decoder
 from foundation.prompt import FindingState, Turn
 from foundation.tiny_decoder import make_tiny_decoder
@@ -302,7 +304,10 @@ def test_a_chat_that_fails_ends_alone(decoder: Decoder, monkeypatch: pytest.Monk
     ask(lane, 98, nan)
     ask(lane, 99, bad)
     outcomes = drain(lane)
-    assert {one.request_id: one.error_message for one in outcomes if one.is_error} == {98: "ArithmeticError", 99: "RuntimeError"}
+    assert {one.request_id: one.error_message for one in outcomes if one.is_error} == {
+        98: "ArithmeticError",
+        99: "RuntimeError",
+    }
     for number, one in asked.items():
         assert text_of(outcomes, number) == alone(decoder, one).text
     for number, one in asked.items():  # in the rows that the broken ones had
@@ -318,3 +323,55 @@ def test_a_question_that_does_not_fit_is_told_and_its_neighbour_is_answered(deco
     outcomes = drain(lane)
     assert [(one.request_id, one.error_code) for one in outcomes if one.is_error] == [(0, "invalid_request")]
     assert text_of(outcomes, 1) == alone(decoder, question(1)).text
+
+
+@dataclass(frozen=True)
+class Tower:
+    image_tower: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class OnDecoder:
+    slot: int
+    digest: str
+
+
+def lora(decoder: Decoder, seed: int) -> LoraWeights:
+    """Random LoRA on every map of the decoder's blocks."""
+    draw = torch.Generator().manual_seed(seed)
+    maps = {f"model.{n}": m for n, m in decoder.model.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    pairs = {
+        name: LoraPair(
+            0.3 * torch.randn(4, m.in_features, generator=draw), 0.3 * torch.randn(m.out_features, 4, generator=draw)
+        )
+        for name, m in maps.items()
+    }
+    return LoraWeights(LoraSpec(tuple(maps), rank=4, alpha=8), pairs)
+
+
+def test_a_batch_of_several_adapters_equals_each_alone(tmp_path: Path) -> None:
+    """Two adapters and the decoder itself, in one lane; what is kept of a film is kept for each by itself."""
+    decoder = make_tiny_decoder(tmp_path, WIDTH)
+    bank = AdapterBank(Tower(decoder.model))
+    through = [OnDecoder(bank.install(lora(decoder, seed)), f"digest{seed}") for seed in (1, 2)]
+    lane = ChatLane(decoder, 4, bank, prefill_tokens=40, cached_bytes=KEEP)
+    asked = Question((Turn("user", "where ?"),), tuple(picture(seed) for seed in (1, 2, 3)), Sampling(max_tokens=9))
+    chats = {number: adapter for number, adapter in enumerate([None, *through, None, *through])}
+    for number, adapter in chats.items():
+        lane.start(request(number, asked), replace(asked.opening(), adapter=adapter), dict)
+        if number == 2:
+            lane.turn(0.0, fault)
+    assert lane.adapters == {"digest1", "digest2"}
+    outcomes = drain(lane)
+    said = {}
+    for number, adapter in chats.items():
+        with bank.rows([adapter.slot if adapter else 0]):
+            expected = alone(decoder, asked)
+            scores = []
+            for view in asked.pictures:
+                ids = decoder.prompt_ids(asked.turns, view.findings, PATCHES)
+                scores.append(float(decoder.score(ids, expected.token_ids, view.tokens[None])[0]))
+        said[adapter] = text_of(outcomes, number)
+        assert said[adapter] == expected.text
+        assert last_of(outcomes, number)["evidence"]["reliance"] == pytest.approx(reliance(scores[0], scores[1:]), abs=1e-5)
+    assert len(set(said.values())) == 3  # the adapters matter
