@@ -162,7 +162,8 @@ class ChatLane:
         chat.scoring = len(prompts)
         if not prompts:
             chat.end()
-        self._feeds += [self._feed(chat, prompt, chat.writer.token_ids) for prompt in prompts]
+        for prompt in prompts:
+            self._feeds.append(self._feed(chat, prompt, chat.writer.token_ids))
 
     def _feed(self, chat: Chat, prompt: Prompt, answer: Sequence[int] = ()) -> Feed:
         """The prompt, and behind it the answer to be scored, from where what is kept of the film ends."""
