@@ -1,6 +1,7 @@
 """From a recipe to a checkpoint folder that can be served: the whole course, each part resumable.
 
     language     text tower distilled from a sentence encoder     language.py   -> the recipe's text_folder
+                 (with `start`: that checkpoint's own)            start.py
     towers       films and sentences, stage by stage              pretrain.py   -> OUT/learner.safetensors
     assemble     open_clip's own layout                           assemble.py   -> OUT/checkpoint
     gate         which films the model knows                      gate.py       -> OUT/checkpoint/gate.safetensors
@@ -25,6 +26,7 @@ from training.instruct import DecoderRecipe, train_decoder
 from training.language import TextRecipe, distil_text_tower
 from training.pretrain import Pretraining, PretrainRecipe
 from training.recipe import read_recipe
+from training.start import take_text_tower
 
 Log = Callable[[str], None]
 
@@ -53,7 +55,10 @@ def pretrain(recipe: str, out: Path | None = None, log: Log = print) -> Path:
         seconds[name] = round(time.monotonic() - began, 1)
 
     folder = run / "checkpoint"
-    part("language", lambda: distil_text_tower(held.text, text_folder, manifest=manifest, log=log))
+    if held.start:
+        part("language", lambda: take_text_tower(held.start, text_folder))
+    else:
+        part("language", lambda: distil_text_tower(held.text, text_folder, manifest=manifest, log=log))
     part("towers", lambda: Pretraining(held, run).run())
     part("assemble", lambda: assemble(held.model, run, folder))
     part("gate", lambda: fit_checkpoint_gate(folder, manifest, held.data.licence_classes, held.gate, log))

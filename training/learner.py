@@ -25,6 +25,8 @@ from training import objectives
 from training.sentences import target_prompts
 
 PHANTOM_WEIGHT = 0.6
+FINE_PHANTOM_WEIGHT = 1.5
+FINE_PHANTOMS = ("nodule", "line", "tube", "atelectasis")  # thin or small: learnt last
 WEIGHTS = {"tuberculosis": 5.0, "child pneumonia": 3.0, "bacterial": 4.0, "age": 0.5, "female": 0.5}
 
 
@@ -87,7 +89,13 @@ def target_weights(target_names: Sequence[str]) -> Tensor:
     The loss averages over everything known of a batch, of which a target that one small source knows is a tiny part:
     those count several times; what is easy and many (phantoms) or no finding at all (age, sex) counts less.
     """
-    return torch.tensor([PHANTOM_WEIGHT if name.startswith("phantom") else WEIGHTS.get(name, 1.0) for name in target_names])
+    return torch.tensor([_weight(name) for name in target_names])
+
+
+def _weight(name: str) -> float:
+    if not name.startswith("phantom "):
+        return WEIGHTS.get(name, 1.0)
+    return FINE_PHANTOM_WEIGHT if name.split()[1] in FINE_PHANTOMS else PHANTOM_WEIGHT
 
 
 def build_visual(recipe: ModelRecipe, size: int) -> Any:

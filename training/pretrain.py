@@ -32,6 +32,7 @@ from training import datasets, objectives, resume
 from training.augment import AugmentStrength, augment, mirror, mix, to_lower_resolution
 from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positions
 from training.manifest import Row, load_manifest
+from training.start import start_tensors
 
 OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
@@ -75,6 +76,7 @@ class PretrainRecipe:
     validate_every: int = 25_600  # films
     save_every_s: float = 240.0
     is_bf16: bool = True
+    start: str = ""  # a checkpoint whose towers the first stage begins from; empty for random ones
     augment: AugmentStrength = field(default_factory=AugmentStrength)
 
 
@@ -261,16 +263,17 @@ class Pretraining:
             self._prompts = Prompts(table.target_names)
             self._text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
             learner.add_text(self._text)
-        if resume.read_place(self.out) is not None:
+        is_begun = resume.read_place(self.out) is not None
+        if is_begun or self.recipe.start:
             own = learner.state_dict()
-            held = fit_positions(resume.read_part(self.out, "learner"), own)
+            held = fit_positions(resume.read_part(self.out, "learner") if is_begun else start_tensors(self.recipe.start), own)
             held = {name: tensor for name, tensor in held.items() if name in own and tensor.shape == own[name].shape}
             missing = learner.load_state_dict(held, strict=False)
             lost = [name for name in missing.missing_keys if name.startswith("visual.")]
             if lost:
                 raise InvalidRequest(
-                    f"The learner in {self.out.name!r} lacks {lost[0]}; it is of another recipe. Choose another folder.",
-                    param="out",
+                    f"The weights to go on from lack {lost[0]}; they are of another recipe. Choose another folder or start.",
+                    param="out" if is_begun else "start",
                 )
         return learner
 
