@@ -23,7 +23,7 @@ from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.predict_command import add_predict_options, bar, predict
-from app.server_options import add_tls, tls_config
+from app.server_options import add_chat_backend, add_tls, chat_backend, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             add_tls(command)
         _add_model(command)
+        add_chat_backend(command)
 
     for name, run, text in (
         ("ask", _ask, "ask a question about one film"),
@@ -155,7 +156,15 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
 
     engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters)
     api_key = os.environ.get(KEY_VARIABLE) or None
-    return ServerConfig(host=host, port=port, api_key=api_key, page_key=new_key(), engine=engine, tls=tls_config(chosen))
+    return ServerConfig(
+        host=host,
+        port=port,
+        api_key=api_key,
+        page_key=new_key(),
+        engine=engine,
+        tls=tls_config(chosen),
+        chat_backend=chat_backend(chosen),
+    )
 
 
 def _serve(chosen: argparse.Namespace, show: Show) -> None:

@@ -1,13 +1,15 @@
-"""Options of the commands that serve: where the server keeps its keys and log, and TLS."""
+"""Options of the commands that serve: where the server keeps its keys and log, TLS, and who answers chat."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from foundation.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from serving.chat_backend import ChatBackend
     from serving.config import TlsConfig
 
 
@@ -26,3 +28,19 @@ def tls_config(chosen: argparse.Namespace) -> TlsConfig | None:
     if certificate is None or key is None:
         raise InvalidRequest("Give --tls-certificate and --tls-key together.", param="tls_certificate")
     return TlsConfig(certificate, key)
+
+
+def add_chat_backend(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--chat-backend", metavar="openai:URL", help="have chat answered by an engine that speaks OpenAI's protocol"
+    )
+    command.add_argument("--chat-allow", metavar="URL", action="append", default=[], help="an address films may be sent to")
+    command.add_argument("--chat-model", metavar="NAME", default="", help="what that engine calls its model")
+
+
+def chat_backend(chosen: argparse.Namespace) -> ChatBackend | None:
+    """Who answers chat; None for the model's own decoder."""
+    from serving.chat_backend import ChatBackend
+
+    text = getattr(chosen, "chat_backend", None)
+    return ChatBackend.of(text, chosen.chat_allow, chosen.chat_model, os.environ) if text else None

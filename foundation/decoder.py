@@ -269,7 +269,14 @@ class TextWriter:
 
     def push(self, logits: Tensor) -> str:
         """Choose a token from logits (V,); the text that became certain. `finish_reason` is set when it was the last."""
-        token = self._sampler.choose(logits)
+        return self.accept(self._sampler.choose(logits))
+
+    def choose(self, logits: Tensor) -> int:
+        """A token id from logits (V,), as the sampling options and this text's own random stream will have it."""
+        return self._sampler.choose(logits)
+
+    def accept(self, token: int) -> str:
+        """Take a token that was chosen; as `push`."""
         self.token_ids.append(token)
         if token == self._end_id:
             return self._show(self._joiner.flush(), ends="stop")

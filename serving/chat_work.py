@@ -1,14 +1,19 @@
 """The first step of a chat: the film, its findings and its heat map, before a word is generated.
 
-views   the film, and where reliance is to be measured its blank and its shuffle: each through the base (patch
-        tokens, gate) and through the findings adapter (probabilities); all in the batch of everyone else
+views           the film through the base (patch tokens, gate) and through the findings adapter (probabilities), in the
+                batch of everyone else
+without_views   its blank and its shuffle, each the same two ways: what reliance is measured against, looked at only
+                once the answer is written
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from foundation.controls import blank, shuffled
@@ -36,15 +41,17 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """All a chat needs before its first word. pictures: the film, the blank, the shuffle; empty without a film.
+    """All a chat needs before its first word.
 
-    evidence is None without a film; a film that is not assessed has evidence that says so, and no pictures.
+    evidence is None without a film; a film that is not assessed has evidence that says so, and no picture.
+    without: gives the blank and the shuffled film, once they are needed; called with whether anything may be kept of them.
     adapter: whose LoRA the decoder answers through; None for the decoder itself.
     """
 
     turns: tuple[Turn, ...]
-    pictures: tuple[Picture, ...] = ()
+    picture: Picture | None = None
     evidence: Evidence | None = None
+    without: Callable[[bool], tuple[Picture, ...]] | None = None
     adapter: ChatResident | None = None
 
 
@@ -72,10 +79,16 @@ class ChatWork:
 
     @property
     def views(self) -> tuple[View, ...]:
+        return () if self.film is None else self._both_ways(self.film.pixels)
+
+    @property
+    def without_views(self) -> tuple[View, ...]:
         if self.film is None:
             return ()
-        films = (self.film.pixels, blank(self.film.pixels), shuffled(self.film.pixels))
-        return tuple(View(film, resident) for film in films for resident in (None, self.reader.resident))
+        return (*self._both_ways(blank(self.film.pixels)), *self._both_ways(shuffled(self.film.pixels)))
+
+    def _both_ways(self, pixels: npt.NDArray[np.uint8]) -> tuple[View, ...]:
+        return (View(pixels), View(pixels, self.reader.resident))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -96,14 +109,18 @@ class ChatWork:
         verdict = self.tools.verdict(seen.features[0], self.film)
         if not verdict.assessed:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
-        base, adapted = seen.features[0::2], seen.features[1::2]
-        read = [self._placed(*pair, seen) for pair in zip(base, adapted, strict=True)]
-        pictures = tuple(Picture(features.tokens[0], stated(findings)) for features, findings in zip(base, read, strict=True))
-        label = asked_finding(self.request.turns, read[0])
+        findings = self._placed(seen.features[0], seen.features[1], seen)
+        label = asked_finding(self.request.turns, findings)
         wants_all = bool(self.request.options.get("maps"))
         maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
         heatmap = next((one for one in maps if one.label == label), None)
-        return Opening(turns, pictures, Evidence(True, "", read[0], heatmap, maps if wants_all else None))
+        evidence = Evidence(True, "", findings, heatmap, maps if wants_all else None)
+        return Opening(turns, Picture(seen.features[0].tokens[0], stated(findings)), evidence)
+
+    def pictures(self, seen: Seen) -> tuple[Picture, ...]:
+        """What the decoder is given of each film in `seen`, whose features come in pairs: base, adapter."""
+        pairs = zip(seen.features[0::2], seen.features[1::2], strict=True)
+        return tuple(Picture(base.tokens[0], stated(self._placed(base, adapted, seen))) for base, adapted in pairs)
 
     def _placed(self, base: ImageFeatures, adapted: ImageFeatures, seen: Seen) -> tuple[Finding, ...]:
         """The findings of one picture, and where those present lie."""

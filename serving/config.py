@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from foundation.errors import InvalidRequest
+from serving.chat_backend import ChatBackend
 from serving.decode_pool import DecodeConfig
 from serving.limits import MIB, ServerLimits
 from serving.scheduler import Budget
@@ -28,7 +29,9 @@ class EngineConfig:
     """checkpoint: "bundled", a folder or "hf-hub:ORG/NAME". adapters_dir: the user's adapters beside the bundled ones.
 
     model_name: what callers call the base; derived from the checkpoint where empty. cached_film_bytes: of
-    features kept of recent films. precision: "auto" measures at start and
+    features kept of recent films; cached_prefix_bytes: of what the decoder made of them. tokens_per_turn: the most a chat
+    writes before other work has its turn; prefill_tokens: the most of all chats' prompts that are read in one.
+    precision: "auto" measures at start and
     keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
     """
@@ -42,20 +45,23 @@ class EngineConfig:
     findings_adapter: str = FINDINGS_ADAPTER
     rows: int = 32
     adapters: int = 8
-    chats: int = 8
+    chats: int = 16
     tokens_per_turn: int = 4
+    prefill_tokens: int = 256
     cached_texts: int = 8192
     cached_film_bytes: int = 256 * MIB
     unloaded: tuple[str, ...] = ()
+    cached_prefix_bytes: int = 64 * MIB
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InvalidRequest(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.", param="precision")
-        for name in ("tokens_per_turn", "cached_texts"):
+        for name in ("tokens_per_turn", "prefill_tokens", "cached_texts"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)
-        if self.cached_film_bytes < 0:
-            raise InvalidRequest("cached_film_bytes must not be negative; 0 keeps no film.", param="cached_film_bytes")
+        for name in ("cached_film_bytes", "cached_prefix_bytes"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"{name} must not be negative; 0 keeps nothing.", param=name)
         if self.threads < 0:
             raise InvalidRequest("threads must not be negative; 0 means as many as there are cores.", param="threads")
         _ = self.budget
@@ -101,7 +107,8 @@ class ServerConfig:
 
     home: where keys and the audit log lie, None for the default (serving/home.py). api_key: the operator's own.
     page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
-    restart_patience_s: how long a request waits for an engine that is being replaced.
+    restart_patience_s: how long a request waits for an engine that is being replaced. chat_backend: who answers chat
+    instead of the model's own decoder.
     """
 
     host: str = "127.0.0.1"
@@ -113,6 +120,7 @@ class ServerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    chat_backend: ChatBackend | None = None
     start_limit_s: float = 300.0
     hang_limit_s: float = 120.0
     canary_interval_s: float = 30.0

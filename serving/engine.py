@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from foundation.errors import InvalidRequest, VesaliusError
 from foundation.gate import Gate
 from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
-from serving.chat_work import ChatWork, Opening
+from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig
 from serving.faults import fault
 from serving.generation import ChatLane
@@ -56,6 +56,7 @@ class EngineFacts:
     created: int
     contract: Mapping[str, Any]
     decoder: str = ""  # its fingerprint, which chat adapters name
+    can_embed: bool = True  # False where there is nothing but chat
 
 
 class Engine:
@@ -71,7 +72,14 @@ class Engine:
         chats = self._chat_residency(decoder, store)
         gate = Gate.load(checkpoint.folder)
         self._tools = Tools(self.backbone, residency, gate, self.config.findings_adapter, chats)
-        self._chats = ChatLane(decoder, self.config.tokens_per_turn, chats.bank if chats else None)
+        self._chats = ChatLane(
+            decoder,
+            self.config.tokens_per_turn,
+            chats=self.config.chats,
+            prefill_tokens=self.config.prefill_tokens,
+            cached_bytes=self.config.cached_prefix_bytes,
+            bank=chats.bank if chats else None,
+        )
         self._can_chat = decoder is not None
         self._decoder_fingerprint = decoder.fingerprint if decoder is not None else ""
         self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
@@ -133,6 +141,7 @@ class Engine:
     def forget(self, tenant: str, study: str) -> None:
         """Drop what is kept of one tenant's film, or of everything the tenant sent where `study` is empty."""
         self.looks.forget(tenant, study)
+        self._chats.forget(tenant, study)
         while not study and self._texts.evict(lambda key: key[0] == tenant) is not None:
             pass
 
@@ -201,7 +210,17 @@ class Engine:
         def finish(last: Mapping[str, Any]) -> Mapping[str, Any]:
             return self._finished(request, work, last, encode_ms + last["compute_ms"])
 
+        if opening.picture is not None:
+            opening = replace(opening, without=lambda stores: self._without(replace(request, stores=stores)))
         self._chats.start(request, opening, finish)
+
+    def _without(self, request: Request) -> tuple[Picture, ...]:
+        """What the decoder is given of the blank and the shuffled film, when the answer about the real one is written."""
+        work = ChatWork.of(request, self._tools, set(self._chats.adapters))  # NOTE: findings may have left the bank meanwhile
+        features = self.looks.at([(request, view) for view in work.without_views])
+        texts = self._read([(request, text) for text in work.texts])
+        seen = tuple(features[view_key(view)] for view in work.without_views)
+        return work.pictures(Seen(seen, torch.stack([texts[text] for text in work.texts])))
 
     def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
         """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""

@@ -13,6 +13,8 @@ import logging
 import os
 import threading
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
@@ -21,6 +23,10 @@ from serving.logs import configure
 from serving.scheduler import Scheduler
 from serving.spawn import parent_channel
 from serving.transport import Channel, PeerLostError
+
+if TYPE_CHECKING:
+    from serving.engine import Engine
+    from serving.generate_engine import GenerateEngine
 
 
 def main() -> None:
@@ -34,10 +40,8 @@ def main() -> None:
 
 def serve(channel: Channel, config: EngineConfig) -> None:
     """Open the model, prove that it answers, then answer for ever."""
-    from serving.engine import Engine  # NOTE: torch is imported here and not before
-
     try:
-        engine = Engine.open(config)
+        engine = open_engine(config)
         engine.check()
     except VesaliusError as error:
         channel.send({"kind": "failed", "code": error.code, "message": error.message})
@@ -46,6 +50,19 @@ def serve(channel: Channel, config: EngineConfig) -> None:
     loop = EngineLoop(engine, Scheduler(config.budget), channel.send)
     threading.Thread(target=_read, args=(channel, loop), daemon=True).start()
     loop.run_forever()
+
+
+def open_engine(config: EngineConfig) -> Engine | GenerateEngine:
+    """The engine for what lies in the checkpoint's folder. NOTE: torch is imported here and not before."""
+    from foundation.chat_folder import is_chat_folder
+
+    if is_chat_folder(Path(config.checkpoint)):
+        from serving.generate_engine import GenerateEngine
+
+        return GenerateEngine.open(config)
+    from serving.engine import Engine
+
+    return Engine.open(config)
 
 
 def _read(channel: Channel, loop: EngineLoop) -> None:

@@ -179,7 +179,7 @@ class FakeGateway:
                     yield Outcome(request.id, error_code=self.error[0], error_message=self.error[1])
                     is_whole = True
                     return
-                yield Outcome(request.id, {"delta": word}, is_final=False)
+                yield Outcome(request.id, {"delta": word, **_reports(request, word)}, is_final=False)
             is_whole = True
             yield Outcome(request.id, _last_piece(request, len(shown), is_cut=len(shown) < len(words)))
         finally:
@@ -283,6 +283,14 @@ def answer_words(request: Request) -> Sequence[str]:
         sentence = sentence.partition(stop)[0]
     words = sentence.split(" ")
     return [word if index == 0 else f" {word}" for index, word in enumerate(words)]
+
+
+def _reports(request: Request, word: str) -> dict[str, Any]:
+    """What is told of a word where log-probabilities are asked for: its own, and made-up words in its place."""
+    if not request.sampling.logprobs:
+        return {}
+    top = [[word, -0.25], *([f"other{place}", -2.0 - place] for place in range(1, request.sampling.top_logprobs))]
+    return {"logprobs": [{"token": word, "logprob": -0.25, "top": top[: request.sampling.top_logprobs]}]}
 
 
 def _last_piece(request: Request, completion_tokens: int, is_cut: bool) -> dict[str, Any]:

@@ -1,182 +1,367 @@
-"""The chat lane: several answers written at the same time, a few tokens each a turn.
+"""The chat lane: many answers written in one batch, and new questions read beside them.
 
-    Opening --Chat--> {"delta": ...} ... {"finish_reason", "usage", "evidence"}
+    waiting --a staging row, with what is kept of the film--> fed --moves to row n--> writing --> scored --> over
 
-Each chat owns its key-value cache, its sampler and its stop strings, so that neighbours cannot disturb it; a chat that
-fails ends alone. The engine gives the lane a turn between encoder batches. A film that is not assessed is answered by
-a fixed sentence: the decoder does not get to speak about it.
+    rows of the cache   0 1 2 ... n-1 | free ... | staging: prompts being read, answers being scored
+                        writing: a token each a step, as one batch without a gap
+
+A turn is a few steps. Each step adds a token to every chat that writes and, up to `prefill_tokens` a turn, reads on in
+prompts, and after those scores answers against the blank and the shuffled film (`evidence.py`), both at once; a turn
+ends when somebody's first token is there. A chat that fails ends alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from adapters.bank import AdapterBank
 from foundation.errors import DeadlineExceeded, VesaliusError
-from serving.chat_residency import ChatResident
+from serving.chat import Chat, Feed, Finish, Prompt
 from serving.chat_work import Opening
-from serving.evidence import Evidence, reliance
 from serving.messages import Outcome, Request
+from serving.prefix_cache import PrefixCache
+from serving.slots import SlotDecoder, Span
+from serving.token_choice import Chooser, Chosen
 from serving.transport import failure
 
 if TYPE_CHECKING:
+    from adapters.bank import AdapterBank
     from foundation.decoder import Decoder
 
-Value = dict[str, Any]
+OnFault = Callable[[int, Exception, str], Outcome]
+STAGING_ROWS = 8
+WITHOUT = 2  # films an answer is scored against: blank and shuffled
 TOO_LATE = "The answer was not finished in time. Ask for fewer max_tokens, or try again later."
 
 
-class Chat:
-    """One answer being written. `pieces` yields values; each `next` costs at most one forward of the decoder."""
-
-    def __init__(self, request: Request, opening: Opening, decoder: Decoder, bank: AdapterBank) -> None:
-        self.request = request
-        self._opening = opening
-        self._decoder = decoder
-        self._bank = bank
-        self._spent_s = 0.0
-        self._values = self._not_assessed() if self._is_refused else self._written()
-
-    @property
-    def adapter(self) -> ChatResident | None:
-        """Whose place on the decoder must stay until the chat ends."""
-        return self._opening.adapter
-
-    def _through(self) -> AbstractContextManager[None]:
-        """A forward of the decoder goes through the chat's adapter within this block; never held across a `yield`."""
-        return self._bank.rows([self.adapter.slot if self.adapter else 0])
-
-    @property
-    def _is_refused(self) -> bool:
-        return self._opening.evidence is not None and not self._opening.evidence.assessed
-
-    def advance(self, tokens: int) -> tuple[str, Value | None]:
-        """Go on by up to `tokens` tokens: the text that became certain, and the last value once it is over."""
-        start, text = time.perf_counter(), ""
-        try:
-            for _ in range(tokens):
-                value = next(self._values)
-                if "finish_reason" in value:
-                    return text, {**value, "compute_ms": 1000 * (self._spent_s + time.perf_counter() - start)}
-                text += value["delta"]
-            return text, None
-        finally:
-            self._spent_s += time.perf_counter() - start
-
-    def _written(self) -> Iterator[Value]:
-        from foundation.decoder import TextWriter
-
-        decoder, pictures = self._decoder, self._opening.pictures
-        prompts = [decoder.prompt_ids(self._opening.turns, picture.findings, len(picture.tokens)) for picture in pictures] or [
-            decoder.prompt_ids(self._opening.turns, None, 0)
-        ]
-        ids = prompts[0]
-        writer = TextWriter(decoder.tokenizer, self.request.sampling, len(ids), room=decoder.context - len(ids))
-        embedded = decoder.embed(ids, pictures[0].tokens if pictures else None)
-        with self._through():
-            out = decoder.model(inputs_embeds=embedded, use_cache=True, logits_to_keep=1)
-        while True:
-            yield {"delta": writer.push(out.logits[0, -1])}
-            if writer.finish_reason:
-                break
-            newest = torch.tensor([[writer.token_ids[-1]]], device=out.logits.device)
-            with self._through():
-                out = decoder.model(input_ids=newest, past_key_values=out.past_key_values, use_cache=True)
-        completion = writer.completion()
-        evidence = self._opening.evidence
-        if evidence is not None:
-            evidence = replace(evidence, reliance=self._reliance(prompts, writer.token_ids))
-        usage = (completion.prompt_tokens, completion.completion_tokens)
-        yield _last(str(completion.finish_reason), usage, evidence)
-
-    def _reliance(self, prompts: list[list[int]], answer: list[int]) -> float:
-        """Each picture speaks through its own tokens and its own findings; see `evidence.py`."""
-        pairs = zip(prompts, self._opening.pictures, strict=True)
-        with self._through():
-            scores = [float(self._decoder.score(ids, answer, picture.tokens[None])[0]) for ids, picture in pairs]
-        return reliance(scores[0], scores[1:])
-
-    def _not_assessed(self) -> Iterator[Value]:
-        evidence = self._opening.evidence
-        assert evidence is not None
-        sentence = not_assessed(evidence.looks_like)
-        yield {"delta": sentence}
-        encode = self._decoder.tokenizer.encode_plain
-        question = self._opening.turns[-1].text if self._opening.turns else ""
-        yield _last("stop", (len(encode(question)), len(encode(sentence))), evidence)
-
-
 class ChatLane:
-    """The chats under way. `finish` adds provenance and checks a value before it becomes an Outcome."""
+    """The chats under way. `finish` adds provenance and checks a value before it becomes an Outcome.
 
-    def __init__(self, decoder: Decoder | None, tokens_per_turn: int, bank: AdapterBank | None = None) -> None:
+    chats: how many write at the same time; more than that wait. bank: of the decoder's adapters.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | None,
+        tokens_per_turn: int,
+        bank: AdapterBank | None = None,
+        *,
+        chats: int = 16,
+        prefill_tokens: int = 256,
+        cached_bytes: int = 0,
+    ) -> None:
         self._decoder = decoder
-        self._bank = bank
         self._tokens_per_turn = tokens_per_turn
-        self._chats: dict[int, tuple[Chat, Callable[[Value], Mapping[str, Any]]]] = {}
+        self._prefill_tokens = prefill_tokens
+        self._places = chats
+        self._prefixes = PrefixCache(cached_bytes)
+        self._chats: dict[int, Chat] = {}
+        self._waiting: deque[Chat] = deque()
+        self._feeds: list[Feed] = []
+        self._writing: list[Chat] = []  # a chat's place in it is its row in the cache
+        self._to_score: deque[Chat] = deque()
+        self._staging = list(range(chats, chats + STAGING_ROWS))
+        self.read_tokens = 0  # prompt tokens run through the decoder so far, those of scoring too
+        if decoder is not None:
+            self._model = SlotDecoder(decoder.model, chats + STAGING_ROWS, bank.rows if bank is not None else None)
+            tokenizer = decoder.tokenizer
+            self._chooser = Chooser(tokenizer.silent_ids, decoder.end_id, tokenizer.tokens)
+            self._user_id = tokenizer.special_ids["<user>"]
 
     def __len__(self) -> int:
         return len(self._chats)
 
-    def start(self, request: Request, opening: Opening, finish: Callable[[Value], Mapping[str, Any]]) -> None:
-        assert self._decoder is not None
-        assert self._bank is not None
-        self._chats[request.id] = (Chat(request, opening, self._decoder, self._bank), finish)
-
     @property
     def adapters(self) -> frozenset[str]:
-        """Digests of the adapters that chats under way are written through."""
-        return frozenset(chat.adapter.digest for chat, _ in self._chats.values() if chat.adapter is not None)
+        """Digests of the adapters that chats under way are written through; their slots must stay as they are."""
+        return frozenset(chat.opening.adapter.digest for chat in self._chats.values() if chat.opening.adapter is not None)
+
+    def start(self, request: Request, opening: Opening, finish: Finish) -> None:
+        assert self._decoder is not None
+        chat = Chat(request, opening, finish, stores=request.stores and self._prefixes.capacity_bytes > 0)
+        self._chats[request.id] = chat
+        self._waiting.append(chat)
 
     def cancel(self, request_id: int) -> bool:
-        return self._chats.pop(request_id, None) is not None
+        chat = self._chats.get(request_id)
+        if chat is not None:
+            self._release(chat)
+        return chat is not None
 
-    def turn(self, now: float, on_fault: Callable[[int, Exception, str], Outcome]) -> list[Outcome]:
-        """Each chat goes on by a few tokens."""
-        outcomes: list[Outcome] = []
-        for chat, finish in list(self._chats.values()):
-            made = self._advance(chat, finish, now, on_fault)
-            if any(outcome.is_final for outcome in made):
-                del self._chats[chat.request.id]
-            outcomes += made
+    def forget(self, tenant: str, study: str = "") -> None:
+        """Drop what is kept of a film, and keep nothing of it that is still being spoken about."""
+        self._prefixes.forget(tenant, study)
+        for chat in self._chats.values():
+            film = chat.request.film
+            if chat.request.tenant == tenant and (not study or (film is not None and film.digest == study)):
+                chat.stores = False
+
+    @torch.inference_mode()
+    def turn(self, now: float, on_fault: OnFault) -> list[Outcome]:
+        """Every chat goes on by a few tokens: what became certain, and the end of those that are over."""
+        outcomes = [self._too_late(chat) for chat in list(self._chats.values()) if _is_late(chat, now)]
+        budget = self._prefill_tokens
+        for _ in range(self._tokens_per_turn):
+            outcomes += self._admit(on_fault)
+            pieces = list(self._pieces(budget))
+            if not pieces and not self._writing:
+                break
+            budget -= sum(length for _, length in pieces)
+            is_first = any(feed.left == length and not feed.answer_from for feed, length in pieces)
+            outcomes += self._step(pieces, on_fault)
+            if is_first:
+                break
+        for chat in list(self._chats.values()):
+            outcomes += self._said(chat, on_fault)
         return outcomes
 
-    def _advance(
-        self,
-        chat: Chat,
-        finish: Callable[[Value], Mapping[str, Any]],
-        now: float,
-        on_fault: Callable[[int, Exception, str], Outcome],
-    ) -> list[Outcome]:
-        number, deadline = chat.request.id, chat.request.deadline
-        if deadline is not None and deadline <= now:
-            return [failure(number, DeadlineExceeded(TOO_LATE))]
+    # Who is read, and how much of it
+
+    def _admit(self, on_fault: OnFault) -> list[Outcome]:
+        """Give staging rows to answers that are to be scored, two each, and then to new questions."""
+        outcomes: list[Outcome] = []
+        while self._to_score and len(self._staging) >= WITHOUT:
+            chat = self._to_score.popleft()
+            try:
+                self._weigh(chat)
+            except Exception as error:
+                outcomes.append(self._failed(chat, error, on_fault))
+        while self._waiting and len(self._staging) > WITHOUT and self._reading + len(self._writing) < self._places:
+            chat = self._waiting.popleft()
+            try:
+                self._begin(chat)
+            except Exception as error:
+                outcomes.append(self._failed(chat, error, on_fault))
+        return outcomes
+
+    @property
+    def _reading(self) -> int:
+        return sum(not feed.answer_from for feed in self._feeds)
+
+    def _begin(self, chat: Chat) -> None:
+        assert self._decoder is not None
+        if chat.is_refused:
+            chat.refuse(self._decoder)
+            return
+        chat.begin(self._decoder)
+        self._feeds.append(self._feed(chat, chat.prompt))
+
+    def _weigh(self, chat: Chat) -> None:
+        """Read the question and its answer again, about the film taken away."""
+        assert self._decoder is not None
+        assert chat.writer is not None
+        begun = time.perf_counter()
+        prompts = chat.without(self._decoder)
+        assert len(prompts) <= WITHOUT
+        chat.spent_s += time.perf_counter() - begun
+        chat.scoring = len(prompts)
+        if not prompts:
+            chat.end()
+        for prompt in prompts:
+            self._feeds.append(self._feed(chat, prompt, chat.writer.token_ids))
+
+    def _feed(self, chat: Chat, prompt: Prompt, answer: Sequence[int] = ()) -> Feed:
+        """The prompt, and behind it the answer to be scored, from where what is kept of the film ends."""
+        assert self._decoder is not None
+        ids = (*prompt.ids, *answer)
+        kept = self._prefixes.longest(prompt.key, prompt.ids[:-1]) if prompt.key is not None else None
+        begun = kept.shape[3] if kept is not None else 0
+        end = len(ids) - bool(answer)  # nothing is told by the last token of an answer
+        embedded = self._decoder.embed(ids[begun:end], None if begun else prompt.patch_tokens)[0]
+        row = self._staging.pop(0)
+        if kept is not None:
+            self._model.cache.write(row, kept)
+        return Feed(chat, prompt, row, ids, begun, embedded, len(prompt.ids) if answer else 0)
+
+    def _pieces(self, budget: int) -> Iterator[tuple[Feed, int]]:
+        """Questions in their order, then answers to be scored, until the budget is spent."""
+        for feed in sorted(self._feeds, key=lambda one: one.answer_from > 0):
+            length = min(budget, feed.left)
+            if length > 0:
+                budget -= length
+                yield feed, length
+
+    # One forward
+
+    def _step(self, pieces: Sequence[tuple[Feed, int]], on_fault: OnFault) -> list[Outcome]:
+        begun, writing = time.perf_counter(), list(self._writing)
+        pieces = sorted(pieces, key=lambda piece: piece[1] > 1)  # `SlotDecoder.run` wants single tokens first
+        spans = [Span(row, chat.length, 1, chat.slot) for row, chat in enumerate(writing)]
+        spans += [Span(feed.row, feed.fed, length, feed.chat.slot) for feed, length in pieces]
+        newest = [chat.writer.token_ids[-1] for chat in writing if chat.writer is not None]
+        embedded = torch.cat([self._model.embed(newest), *(feed.piece(length) for feed, length in pieces)])
+        hidden, broken = self._run(spans, embedded)
+        chats = [*writing, *(feed.chat for feed, _ in pieces)]
+        outcomes = [
+            self._failed(chat, broken[at], on_fault) for at, chat in enumerate(chats) if at in broken and self._has(chat)
+        ]
+        speaking: list[tuple[Chat, int]] = []  # a chat and where in `hidden` its next token stands
+        for at, chat in enumerate(writing):
+            if self._has(chat):
+                chat.length += 1
+                speaking.append((chat, at))
+        place = len(writing)
+        for feed, length in pieces:
+            if self._has(feed.chat):
+                self.read_tokens += length
+                self._score(feed, length, hidden[place : place + length])
+                feed.fed += length
+                if not feed.left and not feed.answer_from:
+                    self._move_in(feed)
+                    speaking.append((feed.chat, place + length - 1))
+            place += length
+        if speaking:
+            outcomes += self._speak([chat for chat, _ in speaking], hidden[[at for _, at in speaking]], on_fault)
+        self._close_scored([feed for feed, _ in pieces if not feed.left and feed.answer_from and self._has(feed.chat)])
+        spent_s = time.perf_counter() - begun
+        for chat in {id(chat): chat for chat in chats}.values():
+            chat.spent_s += spent_s
+        return outcomes
+
+    def _run(self, spans: Sequence[Span], embedded: Tensor) -> tuple[Tensor, dict[int, Exception]]:
+        """All spans at once; where that fails each by itself, so that only those that are at fault fail."""
         try:
-            with torch.inference_mode():
-                text, last = chat.advance(self._tokens_per_turn)
-            made = [Outcome(number, {"delta": text}, is_final=False)] if text else []
-            return made if last is None else [*made, Outcome(number, finish(last))]
-        except VesaliusError as error:
-            return [failure(number, error)]
-        except Exception as error:  # the caller must have an answer, and the other chats go on
-            return [on_fault(number, error, chat.request.trace)]
+            return self._model.run(spans, embedded), {}
+        except Exception as error:
+            if len(spans) == 1:
+                return torch.zeros_like(embedded), {0: error}
+        broken: dict[int, Exception] = {}
+        parts = []
+        for at, (span, part) in enumerate(zip(spans, embedded.split([span.length for span in spans]), strict=True)):
+            hidden, failed = self._run([span], part)
+            parts.append(hidden)
+            if failed:
+                broken[at] = failed[0]
+        return torch.cat(parts), broken
+
+    def _speak(self, chats: Sequence[Chat], hidden: Tensor, on_fault: OnFault) -> list[Outcome]:
+        asks = [(chat.request.sampling, chat.writer) for chat in chats if chat.writer is not None]
+        outcomes: list[Outcome] = []
+        for chat, chosen in zip(chats, self._chooser.choose(self._model.logits(hidden), asks), strict=True):
+            try:
+                self._write(chat, chosen)
+            except Exception as error:
+                outcomes.append(self._failed(chat, error, on_fault))
+        return outcomes
+
+    def _write(self, chat: Chat, chosen: Chosen | Exception) -> None:
+        assert chat.writer is not None
+        if isinstance(chosen, Exception):
+            raise chosen
+        chat.text += chat.writer.accept(chosen.token)
+        chat.told += chosen.told
+        if chosen.report is not None:
+            chat.reports.append(chosen.report)
+        if chat.writer.finish_reason:
+            row = self._writing.index(chat)
+            self._keep(chat.prompt, chat, row, chat.ids[: chat.length])
+            self._move_out(row)
+            if chat.opening.without is not None:
+                self._to_score.append(chat)
+            else:
+                chat.end()
+
+    # Rows
+
+    def _move_in(self, feed: Feed) -> None:
+        """A prompt is read: its row becomes the next of those that write."""
+        chat, cache = feed.chat, self._model.cache
+        chat.length = len(feed.ids)
+        self._keep(chat.prompt, chat, feed.row, feed.ids)
+        cache.move(feed.row, len(self._writing), chat.length)
+        self._writing.append(chat)
+        self._close(feed)
+
+    def _move_out(self, row: int) -> None:
+        """The last of those that write takes the row that became free."""
+        last = self._writing.pop()
+        if row < len(self._writing):
+            self._model.cache.move(len(self._writing), row, last.length)
+            self._writing[row] = last
+
+    def _close(self, feed: Feed) -> None:
+        self._feeds.remove(feed)
+        self._staging.append(feed.row)
+        self._staging.sort()
+
+    def _keep(self, prompt: Prompt, chat: Chat, row: int, ids: Sequence[int]) -> None:
+        if chat.stores and prompt.key is not None:
+            self._prefixes.put(prompt.key, ids, self._model.cache.read(row, len(ids)))
+
+    # Reliance
+
+    def _score(self, feed: Feed, length: int, hidden: Tensor) -> None:
+        """Add the log-probabilities of the answer's tokens told by this piece."""
+        places = feed.scored(length)
+        if not places:
+            return
+        logits = self._model.logits(hidden[places.start - feed.fed : places.stop - feed.fed])
+        answer = torch.tensor([[feed.ids[place + 1]] for place in places], device=logits.device)
+        feed.log_probability += float((logits.gather(1, answer)[:, 0] - logits.logsumexp(1)).sum())
+
+    def _close_scored(self, feeds: Sequence[Feed]) -> None:
+        for feed in feeds:
+            self._keep(feed.prompt, feed.chat, feed.row, feed.ids[: feed.ids.index(self._user_id)])
+            feed.chat.scores.append(feed.log_probability)
+            self._close(feed)
+            feed.chat.scoring -= 1
+            if not feed.chat.scoring:
+                feed.chat.end()
+
+    # What is told
+
+    def _said(self, chat: Chat, on_fault: OnFault) -> list[Outcome]:
+        number, made = chat.request.id, []
+        if chat.text or chat.reports:
+            value: dict[str, Any] = {"delta": chat.text}
+            if chat.reports:
+                value["logprobs"] = chat.reports
+            made.append(Outcome(number, value, is_final=False))
+            chat.text, chat.reports = "", []
+        if chat.last is None:
+            return made
+        try:
+            return [*made, Outcome(number, chat.finish(chat.last))]
+        except Exception as error:
+            return [*made, self._failed(chat, error, on_fault)]
+        finally:
+            self._release(chat)
+
+    def _failed(self, chat: Chat, error: Exception, on_fault: OnFault) -> Outcome:
+        """The caller must have an answer, and the other chats go on."""
+        self._release(chat, is_broken=not isinstance(error, VesaliusError))
+        if isinstance(error, VesaliusError):
+            return failure(chat.request.id, error)
+        return on_fault(chat.request.id, error, chat.request.trace)
+
+    def _too_late(self, chat: Chat) -> Outcome:
+        self._release(chat)
+        return failure(chat.request.id, DeadlineExceeded(TOO_LATE))
+
+    def _has(self, chat: Chat) -> bool:
+        return self._chats.get(chat.request.id) is chat
+
+    def _release(self, chat: Chat, *, is_broken: bool = False) -> None:
+        """Forget a chat, wherever it stands. What a broken one left in the cache is wiped."""
+        self._chats.pop(chat.request.id, None)
+        for queue in (self._waiting, self._to_score):
+            if chat in queue:
+                queue.remove(chat)
+        for feed in [one for one in self._feeds if one.chat is chat]:
+            self._close(feed)
+            if is_broken:
+                self._model.cache.wipe(feed.row)
+        if chat in self._writing:
+            row = self._writing.index(chat)
+            if is_broken:
+                self._model.cache.wipe(row)
+            self._move_out(row)
 
 
-def not_assessed(looks_like: str) -> str:
-    """What is said of a film outside what the model was trained for."""
-    shown = f"this looks like {looks_like}" if looks_like else "this is not a film of a kind I know"
-    return f"Not assessed: {shown}. I can only answer questions about the films I was trained on."
-
-
-def _last(finish_reason: str, usage: tuple[int, int], evidence: Evidence | None) -> Value:
-    return {
-        "finish_reason": finish_reason,
-        "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]},
-        "evidence": evidence.to_plain() if evidence is not None else None,
-    }
+def _is_late(chat: Chat, now: float) -> bool:
+    return chat.request.deadline is not None and chat.request.deadline <= now

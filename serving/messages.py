@@ -70,6 +70,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0  # how many of the most probable tokens are told beside each one chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,8 @@ class Outcome:
       analyze: {"parts": [one a task: its operation's value with its "adapter" digest, or {"error": [code, sentence]}],
             "assessed", "looks_like"}
       load: {"name", "digest", "task", "slot": int, "deviation": float} ; unload: {"name", "was_resident": bool}
-      chat, one Outcome per streamed piece: {"delta": str} ... then
+      chat, one Outcome per streamed piece: {"delta": str, "logprobs": [{"token", "logprob", "top": [[token, logprob]]}]}
+            (logprobs only where asked for) ... then
             {"finish_reason": "stop" | "length", "usage": {"prompt_tokens": int, "completion_tokens": int}, "evidence": {...}}
     evidence (chat): {"assessed": bool, "looks_like": str,
             "findings": [{"label", "probability", "threshold", "side", "zone"}...],

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.errors import VesaliusError
 from serving.http_errors import error_object
-from serving.schemas.chat import AnswerMessage, ChatAnswer, ChatExtras, Choice, Usage
+from serving.schemas.chat import AnswerMessage, ChatAnswer, ChatExtras, Choice, Logprobs, Usage
 
 DONE = b"data: [DONE]\n\n"
 
@@ -42,8 +43,12 @@ class ChatShape:
     def opening(self) -> bytes:
         return event(self._chunk({"role": "assistant", "content": ""}))
 
-    def piece(self, text: str) -> bytes:
-        return event(self._chunk({"content": text}))
+    def piece(self, text: str, reports: Sequence[Mapping[str, Any]] = ()) -> bytes:
+        """reports: what is told of the tokens behind the text, as an Outcome holds it."""
+        chunk = self._chunk({"content": text})
+        if reports:
+            chunk["choices"][0]["logprobs"] = Logprobs.of(reports).model_dump()
+        return event(chunk)
 
     def closing(self, finish_reason: str, extras: ChatExtras) -> bytes:
         return event({**self._chunk({}, finish_reason), "vesalius": extras.model_dump(mode="json")})
@@ -51,8 +56,12 @@ class ChatShape:
     def usage(self, usage: Usage) -> bytes:
         return event({**self._chunk({}), "choices": [], "usage": usage.model_dump()})
 
-    def whole(self, text: str, finish_reason: str, usage: Usage, extras: ChatExtras) -> ChatAnswer:
-        choice = Choice.model_validate({"message": AnswerMessage(content=text), "finish_reason": finish_reason})
+    def whole(
+        self, text: str, finish_reason: str, usage: Usage, extras: ChatExtras, logprobs: Logprobs | None = None
+    ) -> ChatAnswer:
+        choice = Choice.model_validate(
+            {"message": AnswerMessage(content=text), "finish_reason": finish_reason, "logprobs": logprobs}
+        )
         return ChatAnswer(id=self.id, created=self.created, model=self.model, choices=[choice], usage=usage, vesalius=extras)
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from serving.api.trail import Trail
 from serving.audit import AuditLog
 from serving.auth import check_bind
 from serving.config import ServerConfig
+from serving.forwarding import ForwardingGateway
 from serving.home import home_folder
 from serving.keys import KEYS_FILE, ApiKey, KeyFile, KeyRing
 from serving.worker import Worker
@@ -45,9 +46,11 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
     with listen(config) as listener:
         worker = Worker(config)
         await worker.start()
+        chat = config.chat_backend
+        forwarding = ForwardingGateway(worker, chat, config.engine.findings_adapter) if chat is not None else None
         try:
             trail.opened("server started")
-            app = create_app(worker, limits=config.limits, keys=ring, trail=trail)
+            app = create_app(forwarding or worker, limits=config.limits, keys=ring, trail=trail)
             server = Server(_uvicorn_config(config, app))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
@@ -56,6 +59,8 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
                 on_ready(_url(config, listener), server)
             await serving
         finally:
+            if forwarding is not None:
+                await forwarding.close()
             await worker.close()
             trail.close()
 

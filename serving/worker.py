@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from adapters.store import LIBRARY, AdapterStore, StoredAdapter
-from foundation.errors import AdapterNotFound, EngineUnavailable, VesaliusError
+from foundation.errors import AdapterNotFound, EngineUnavailable, InvalidRequest, VesaliusError
 from foundation.preprocess import InputContract
 from serving.config import ServerConfig
 from serving.decode_pool import DecodePool
@@ -190,7 +190,7 @@ class Worker:
 
     def _base(self) -> ModelInfo:
         facts = self._facts
-        can: tuple[Operation, ...] = ("embed_image", "embed_text", "zero_shot")
+        can: tuple[Operation, ...] = ("embed_image", "embed_text", "zero_shot") if facts.get("can_embed", True) else ()
         return ModelInfo(
             name=facts["name"],
             kind="base",
@@ -198,7 +198,7 @@ class Worker:
             templates=TEMPLATES,
             digest=facts["fingerprint"],
             licence=facts["licence"],
-            embed_dim=facts["embed_dim"],
+            embed_dim=facts["embed_dim"] or None,
             contract=self.contract,
             created=facts["created"],
         )
@@ -249,7 +249,7 @@ class Worker:
             engine = self.link.restarts
             try:
                 async with asyncio.timeout(_CANARY_LIMIT_S):
-                    is_well = not (await self.ask(self._blank())).is_error
+                    is_well = (await self.ask(self._blank())).error_code in (None, InvalidRequest.code)  # a refusal is life
             except TimeoutError:
                 is_well = False
             self._failed_engine = None if is_well else engine

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.lora import LoraSpec, LoraWeights, apply_lora, read_weights, targets_from
 from foundation.backbone import ImageFeatures

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
@@ -22,7 +23,7 @@ from serving.api.service import Asked, Service, service_of, value_of
 from serving.http_errors import internal_error
 from serving.messages import Outcome
 from serving.openai_shapes import DONE, ChatShape, error_event
-from serving.schemas.chat import ChatAnswer, ChatBody, ChatExtras, Evidence, Usage
+from serving.schemas.chat import ChatAnswer, ChatBody, ChatExtras, Evidence, Logprobs, Usage
 from serving.schemas.common import Provenance
 
 router = APIRouter(tags=["chat"])
@@ -92,13 +93,15 @@ async def _close(pieces: AsyncIterator[Outcome]) -> None:
 async def _whole(
     service: Service, conversation: Conversation, outcomes: AsyncIterator[Outcome], shape: ChatShape
 ) -> ChatAnswer:
-    text = ""
+    text, reports = "", list[Mapping[str, Any]]()
     async for outcome in outcomes:
         value = value_of(outcome)
         text += str(value.get("delta", ""))
+        reports += value.get("logprobs", ())
         if outcome.is_final:
             asked = service.finished(conversation.request, outcome)
-            return shape.whole(text, _finish_reason(asked), _usage(service, asked), _extras(conversation, asked))
+            told = Logprobs.of(reports) if conversation.request.sampling.logprobs else None
+            return shape.whole(text, _finish_reason(asked), _usage(service, asked), _extras(conversation, asked), told)
     raise EngineUnavailable("The answer broke off before its end. Ask again.")
 
 
@@ -113,8 +116,9 @@ async def _events(
     try:
         outcome = first
         while True:
-            if delta := value_of(outcome).get("delta"):
-                yield shape.piece(str(delta))
+            value = value_of(outcome)
+            if value.get("delta") or value.get("logprobs"):
+                yield shape.piece(str(value["delta"]), value.get("logprobs", ()))
             if outcome.is_final:
                 break
             outcome = await anext(rest)

@@ -93,4 +93,6 @@ def _sampling(body: ChatBody, service: Service) -> Sampling:
         top_p=body.top_p,
         seed=body.seed,
         stop=tuple(body.stop or ()),
+        logprobs=body.logprobs,
+        top_logprobs=body.top_logprobs,
     )

@@ -7,7 +7,7 @@ their neutral value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -21,8 +21,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -104,6 +102,8 @@ class ChatBody(ImageBody):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
     stop: Strings | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
     vesalius: ChatOptions = Field(default_factory=ChatOptions)
 
     @model_validator(mode="before")
@@ -111,7 +111,7 @@ class ChatBody(ImageBody):
     def _drop_neutral(cls, value: Any) -> Any:
         return _without_neutral(value, NEUTRAL, _HARMLESS)
 
-    @field_validator("stream", "temperature", "top_p", "vesalius", mode="before")
+    @field_validator("stream", "temperature", "top_p", "logprobs", "top_logprobs", "vesalius", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
         return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
@@ -124,6 +124,8 @@ class ChatBody(ImageBody):
             raise field_error("stop", "may hold at most 4 strings.")
         if self.stream_options is not None and not self.stream:
             raise field_error("stream_options", "only goes with 'stream': true.")
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("top_logprobs", "only goes with 'logprobs': true.")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise field_error("max_tokens", "differs from 'max_completion_tokens'. Give one of the two.")
         return self
@@ -181,6 +183,33 @@ class Usage(Answer):
     total_tokens: int
 
 
+class TopLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A token as the vocabulary writes it ("##" goes on with a word), and the most probable ones in its place."""
+
+    top_logprobs: list[TopLogprob] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> Self:
+        top = [TopLogprob(token=token, logprob=value, bytes=list(token.encode())) for token, value in report["top"]]
+        token = str(report["token"])
+        return cls(token=token, logprob=report["logprob"], bytes=list(token.encode()), top_logprobs=top)
+
+
+class Logprobs(Answer):
+    content: list[TokenLogprob] | None = None
+    refusal: None = None
+
+    @classmethod
+    def of(cls, reports: Sequence[Mapping[str, Any]]) -> Self:
+        return cls(content=[TokenLogprob.of(report) for report in reports])
+
+
 class AnswerMessage(Answer):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -190,7 +219,7 @@ class AnswerMessage(Answer):
 class Choice(Answer):
     index: int = 0
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 
@@ -212,7 +241,7 @@ class Delta(Answer):
 class ChunkChoice(Answer):
     index: int = 0
     delta: Delta
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
 

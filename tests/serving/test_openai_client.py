@@ -171,6 +171,23 @@ def test_sampling_reaches_the_engine(client: openai.OpenAI, gateway: FakeGateway
     assert sampling.max_tokens == LIMITS.max_tokens
 
 
+def test_log_probabilities_come_in_openais_shape(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": BASE, "messages": ask_about(png_film()), "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**options).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+    assert whole.logprobs is not None
+    assert whole.logprobs.content is not None
+    streamed = [one for chunk in chunks if chunk.logprobs for one in chunk.logprobs.content or []]
+    assert streamed == whole.logprobs.content
+    assert "".join(one.token for one in streamed) == whole.message.content
+    for one in streamed:
+        assert one.bytes == list(one.token.encode())
+        assert [top.logprob for top in one.top_logprobs] == [-0.25, -3.0]
+        assert one.top_logprobs[0].token == one.token
+    plain = client.chat.completions.create(model=BASE, messages=ask_about(png_film()))
+    assert plain.choices[0].logprobs is None
+
+
 def test_harmless_fields_are_accepted(client: openai.OpenAI) -> None:
     client.chat.completions.create(
         model=BASE,
@@ -193,7 +210,8 @@ def test_harmless_fields_are_accepted(client: openai.OpenAI) -> None:
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"temperature": 3}, "temperature"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
