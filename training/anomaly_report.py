@@ -128,7 +128,8 @@ def _opened(asked: Anomaly) -> Iterator[Detector]:
 
 def _normals(asked: Anomaly, source: str) -> list[Row]:
     """The source's normal `train` films."""
-    return [row for row in asked.rows("train") if asked.normal in row.labels and str(row.get("source") or "films") == source]
+    rows = [row for row in asked.manifest if row.split == "train" and is_asked(row, asked.recipe)]
+    return [row for row in rows if asked.normal in row.labels and str(row.get("source") or "films") == source]
 
 
 def _baselines(asked: Anomaly, source: str, rows: Sequence[Row]) -> dict[str, Floats]:

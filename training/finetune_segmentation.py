@@ -156,7 +156,7 @@ def train_segmentation(job: Job) -> FinetuneResult:
     model = AdaptedSegmenter(backbone, recipe.lora, labels, recipe.head.templates)
     card = job.card(
         labels,
-        [*films["train"].rows, *films["val"].rows],
+        [*dict.fromkeys((*films["train"].rows, *films["val"].rows))],  # a volume's row stands once a slice
         mask_licence,
         head={
             "context": recipe.data.context,

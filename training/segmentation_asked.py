@@ -58,7 +58,8 @@ class Segmentation:
         return opened
 
     def rows(self, split: str) -> tuple[Row, ...]:
-        return tuple(row for row in self.manifest.of(split) if has_masks(row, self.masks))
+        """The rows of a split that have masks; none where the manifest has no such split."""
+        return tuple(row for row in self.manifest if row.split == split and has_masks(row, self.masks))
 
     def read(self, row: Row) -> tuple[MedicalImage, dict[str, Mask]]:
         """The film and its known masks, unions among them."""

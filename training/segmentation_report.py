@@ -64,10 +64,12 @@ def segmentation_sections(asked: Segmentation) -> list[Section]:
         remove_lora(asked.backbone.image_tower)
     by = {asked.adapter.card.name: ours}
     notes = []
-    if asked.unet_cache is not None and films:
+    can_learn = bool(asked.rows("train") and asked.rows("val"))  # without such rows there is nothing to compare with
+    if asked.unet_cache is not None and films and can_learn:
         by[UNET], note = _unet(asked, rows, asked.unet_cache)
         notes.append(f"{UNET}: MONAI's, {note}.")
-    by[MEAN_MASK] = _mean_mask(asked, rows)
+    if can_learn:
+        by[MEAN_MASK] = _mean_mask(asked, rows)
     sources = dict.fromkeys(str(row.get("source") or "films") for row in rows)
     places = {name: [n for n, row in enumerate(rows) if str(row.get("source") or "films") == name] for name in sources}
     sections = []

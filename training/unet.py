@@ -32,6 +32,7 @@ from training.trunk_cache import film_cache, to_pixels
 NAME = "U-Net"
 CHANNELS = (16, 32, 64, 128)
 RATE = 2e-3
+EPOCHS = 30
 Chances = npt.NDArray[np.float32]
 
 
@@ -63,11 +64,12 @@ def unet_chances(
     asked: Sequence[Row],
     cache: Path,
     *,
-    epochs: int = 30,
+    epochs: int | None = None,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> tuple[Chances, str]:
     """What the U-Net learnt from rows["train"], its epoch chosen on rows["val"], draws in `asked`: (N, K, S, S), and a note."""
+    epochs = epochs or EPOCHS
     settings = [
         CHANNELS,
         RATE,

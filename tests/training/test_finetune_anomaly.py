@@ -26,9 +26,10 @@ from foundation.tiny import make_tiny_checkpoint
 from training.anomaly import ABNORMAL, NORMAL, SYNTHETIC, choose_weights, with_lesions
 from training.anomaly_scores import gradient_distance, pixel_error
 from training.anomaly_split import assign_roles
+from training.baselines import TITLES
 from training.evaluate import Options, evaluate
 from training.finetune import finetune
-from training.finetune_anomaly import AnomalyHeadRecipe, AnomalyRecipe, AnomalyViews, NormalDataRecipe
+from training.finetune_anomaly import AnomalyHeadRecipe, AnomalyRecipe, AnomalyViews, NormalDataRecipe, anomaly_rows
 from training.finetune_job import FinetuneResult
 from training.finetune_recipe import LoraRecipe, PaceRecipe
 from training.manifest import load_manifest
@@ -68,8 +69,12 @@ def write(folder: Path, counts: dict[str, int], *, ill_every: dict[str, int] | N
         for _ in range(count):
             number = len(lines)
             is_ill = bool(every.get(split)) and number // 2 % every[split] == 0
-            Image.fromarray(make_film(number, is_ill)[0]).save(folder / f"{number}.png")
-            line = {"image": f"{number}.png", "labels": ["ring"] if is_ill else ["normal"], "split": split}
+            film, place = make_film(number, is_ill)
+            Image.fromarray(film).save(folder / f"{number}.png")
+            line: dict[str, object] = {"image": f"{number}.png", "split": split, "age": 5 if number % 16 == 7 else 40}
+            line |= {"labels": ["ring"] if is_ill else ["normal"]}
+            if place and split == "test":
+                line["boxes"] = [{"label": "ring", "xywh": [place[1] - 10, place[0] - 10, 20, 20]}]
             lines.append(line | {"patient_id": f"{split}{number // 2}", "source": "made", "licence_class": "permissive"})
     path = folder / "manifest.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -140,13 +145,17 @@ def test_the_folder_refuses(made: FinetuneResult) -> None:
 
 def test_the_report(made: FinetuneResult, manifest: Path, tmp_path: Path) -> None:
     opened = SimpleNamespace(backbone=Patched("visformer"), passport=SimpleNamespace(licence=""))
-    options = Options(resamples=20, min_count=5)
+    options = Options(resamples=20, min_count=5, baselines=("hog",), baseline_cache=str(tmp_path / "kept"))
     given = {"report_dir": tmp_path / "report", "checkpoint": opened, "options": options, "log": lambda _: None}
     report = evaluate(str(made.adapter), manifest, **given)
     assert report.find("auroc", "anomaly", by="fusion").value == pytest.approx(made.scores["test"], abs=2e-3)
-    for by in ("text", "memory", "reconstruction", "trained", "pixel PCA", "gradient distance"):
+    for by in ("text", "memory", "reconstruction", "trained", "pixel PCA", "gradient distance", TITLES["hog"]):
         assert 0 <= report.find("auroc", "anomaly", by=by).value <= 1
     assert (tmp_path / "report" / "p-values-made.png").is_file()
+    assert (tmp_path / "report" / "films-made.png").is_file()
+    assert report.find("auroc", "8 normal films", by="memory").value > 0.5
+    assert report.find("hits", by="fusion").value > report.find("hits", by="random place").value
+    assert report.find("hits", by="random place").value == pytest.approx(400 / 64**2, abs=0.03)
 
 
 @pytest.mark.parametrize("layout", ["biomedclip"])
@@ -161,6 +170,20 @@ def test_a_handful_of_normal_films_on_another_checkpoint(layout: str, tmp_path: 
     assert set(result.scores) == {"val"}
     assert any("No abnormal film was learnt from" in limit for limit in result.card.limits)
     assert any("synthetic lesions" in limit for limit in result.card.limits)
+
+
+def test_children_and_films_kept_for_the_report_never_learn(manifest: Path, tmp_path: Path) -> None:
+    rows = load_manifest(manifest)
+    recipe = replace(SMALL, data=NormalDataRecipe(least_age=18, held_out="boxes"))
+    kept = anomaly_rows(rows, recipe)
+    children = [row for row in rows if row.get("age") == 5]
+    assert children
+    assert len(kept) == len(rows) - len(children)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line |= {"image": str(manifest.parent / line["image"]), "boxes": [{"label": "ring", "xywh": [1, 1, 4, 4]}]}
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert {row.split for row in anomaly_rows(load_manifest(tmp_path / "m.jsonl"), recipe)} == {"test"}
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

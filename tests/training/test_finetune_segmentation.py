@@ -23,12 +23,14 @@ from foundation.errors import AdapterRefused, InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
 from foundation.tiny import make_tiny_checkpoint
+from training import unet
 from training.evaluate import Options, evaluate
 from training.finetune import finetune
 from training.finetune_job import FinetuneResult
 from training.finetune_recipe import LoraRecipe, PaceRecipe
-from training.finetune_segmentation import MaskDataRecipe, SegmentationRecipe, SegmentationViews
-from training.masks import MaskRecipe
+from training.finetune_segmentation import MaskDataRecipe, SegmentationHeadRecipe, SegmentationRecipe, SegmentationViews
+from training.masks import MaskRecipe, class_names
+from training.phrases import Phrase
 from training.recipe import fill, read_recipe
 from training.segmentation import (
     AdaptedSegmenter,
@@ -42,9 +44,12 @@ from training.segmentation_scores import compare
 
 LUNGS = MaskRecipe("mask", classes={"lungs": []})
 EFFUSION = MaskRecipe("mask_multi", classes={"effusion": [3]})
+ELSEWHERE = Phrase(("liver", "spleen", "a car", "brain"))
 SMALL = SegmentationRecipe(
     "phantom-lungs",
-    data=MaskDataRecipe(masks=(LUNGS, EFFUSION), film_height_mm=400.0),
+    data=MaskDataRecipe(masks=(LUNGS, EFFUSION), film_height_mm=400.0, unions={"chest": ("lungs", "effusion")}),
+    head=SegmentationHeadRecipe(phrases=(Phrase(("lungs", "both lungs", "the lungs", "lung fields"), ("lungs",)), ELSEWHERE)),
+    views=SegmentationViews(spoken=0.15),
     lora=LoraRecipe(rank=4, alpha=8.0),
     training=PaceRecipe(epochs=16, batch_size=8, lora_rate=2e-3, head_rate=6e-3, patience=16),
 )
@@ -130,16 +135,37 @@ def test_the_report(made: FinetuneResult, manifest: Path, tmp_path: Path) -> Non
     assert report.find("dice", "lungs", by="mean mask").value == pytest.approx(value(made, "mean mask dice", "lungs"), abs=1e-4)
     assert report.find("dice gain", "lungs", by="over mean mask").value > 0
     assert report.find("dice", "5 clicks").value > 0
+    assert report.find("dice", "a box").value > 0
+    assert report.find("dice", "lung fields (lungs)").value >= 0
+    assert 0 <= report.find("nothing drawn", "brain (not there)").value <= 1
+    assert 0 <= report.find("nothing drawn", "noise").value <= 1
+    assert report.find("dice", "chest").value == pytest.approx(value(made, "dice", "chest"), abs=1e-4)
+    assert (tmp_path / "report" / "films-best-worst.png").is_file()
     assert (tmp_path / "report" / "dice-phantom.png").is_file()
     assert str(tmp_path) not in (tmp_path / "report" / "report.md").read_text()
     after = opened.backbone.image_tower.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_the_unet_stands_beside_it(
+    made: FinetuneResult, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unet, "EPOCHS", 3)
+    opened = SimpleNamespace(backbone=backbone(), passport=SimpleNamespace(licence=""))
+    options = Options(resamples=20, min_count=3, baselines=("unet",), baseline_cache=str(tmp_path / "kept"))
+    given = {"checkpoint": opened, "options": options, "log": lambda _: None}
+    report = evaluate(str(made.adapter), manifest, **given)
+    assert report.find("dice", "lungs", by="U-Net").value > 0.3
+    assert report.find("dice gain", "chest", by="over U-Net")
+    monkeypatch.setattr(unet, "_train", lambda *_: pytest.fail("it was trained already"))
+    again = evaluate(str(made.adapter), manifest, **given)
+    assert again.find("dice", "lungs", by="U-Net") == report.find("dice", "lungs", by="U-Net")
+
+
 @pytest.mark.parametrize("layout", ["biomedclip"])
 def test_another_checkpoint(layout: str, manifest: Path, tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "checkpoint", layout)
-    some = replace(ONE_EPOCH, data=replace(SMALL.data, masks=(LUNGS,)))
+    some = replace(ONE_EPOCH, data=replace(SMALL.data, masks=(LUNGS,), unions={}))
     result = finetune("segmentation", manifest, tmp_path / "out", some, str(folder), is_quiet=True, cpu=True)
     adapter = read_adapter(result.adapter, open_checkpoint(str(folder)).backbone)
     assert Segmenter.open(adapter.card, adapter.head).card.head["level_widths"] == [64, 64, 64, 64]
@@ -233,17 +259,20 @@ def test_odd_masks_are_named_before_training(manifest: Path, tmp_path: Path) -> 
         run({"mask_multi": str(tmp_path / "colour.png")})
     with pytest.raises(ManifestError, match="row 1: the mask in 'mask_multi' cannot be read"):
         run({"mask_multi": str(tmp_path / "broken.png")})
-    wrong = replace(ONE_EPOCH, data=replace(SMALL.data, masks=(MaskRecipe("mask_multi", classes={"liver": [9]}),)))
+    plain = replace(ONE_EPOCH, head=SegmentationHeadRecipe())
+    wrong = replace(plain, data=MaskDataRecipe(masks=(MaskRecipe("mask_multi", classes={"liver": [9]}),)))
     with pytest.raises(InvalidRequest, match="No train mask holds 'liver'"):
         run({}, wrong)
-    none = replace(ONE_EPOCH, data=replace(SMALL.data, masks=(MaskRecipe("mask_heart", classes={"heart": []}),)))
+    none = replace(plain, data=MaskDataRecipe(masks=(MaskRecipe("mask_heart", classes={"heart": []}),)))
     with pytest.raises(ManifestError, match="No row that says anything for segmentation"):
         run({}, none)
 
 
 def test_recipes() -> None:
     recipe = read_recipe("lungs", SegmentationRecipe)
-    assert [next(iter(mask.classes)) for mask in recipe.data.masks] == ["lung fields", "whole lungs"]
+    assert class_names(recipe.data.masks) == ("right lung field", "left lung field", "right whole lung", "left whole lung")
+    with pytest.raises(InvalidRequest, match=r"data\.unions name classes"):
+        fill(SegmentationRecipe, {"name": "x1", "data": {"masks": [{"classes": {"a": []}}], "unions": {"u": ["b"]}}}, "recipe")
     with pytest.raises(InvalidRequest, match=r"data\.masks is empty"):
         fill(SegmentationRecipe, {"name": "x1"}, "recipe")
     with pytest.raises(InvalidRequest, match="name the classes"):
