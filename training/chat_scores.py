@@ -11,7 +11,7 @@ A closed answer counts by what it says: yes or no by its first word, a choice by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ class ChatScores:
         """(N,) whether the answer is that it cannot be told."""
         return self._each(lambda pair, said: said.says == "cannot tell")
 
-    def _each(self, measure) -> Floats:  # type: ignore[no-untyped-def]
+    def _each(self, measure: Callable[[QaRow, ChatResult], float | None]) -> Floats:
         values = [measure(pair, said) for pair, said in zip(self.pairs, self.results, strict=True)]
         return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""The chat task: bank = plain = peft = merged on a tiny decoder, slot 0 is the base, and the folder refuses what does not fit."""
+"""The chat task: bank = plain = peft = merged on a tiny decoder, slot 0 is the base; what does not fit is refused."""
 
 from __future__ import annotations
 

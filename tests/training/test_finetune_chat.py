@@ -223,6 +223,6 @@ def test_what_cannot_be_trained_is_refused(place: Path, tmp_path: Path) -> None:
         finetune("chat", manifest, tmp_path / "b", SMALL, str(place / "checkpoint"), where="split=train", is_quiet=True)
     with pytest.raises(InvalidRequest, match="shares of twins"):
         TwinRecipe(0.5, 0.5, 0.1)
-    with pytest.raises(InvalidRequest, match="data.closed"):
+    with pytest.raises(InvalidRequest, match=r"data\.closed"):
         replace(SMALL, data=ChatDataRecipe(closed=2.0))
     assert read_recipe("cxr-questions", ChatRecipe).name == "cxr-questions"
