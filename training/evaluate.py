@@ -29,7 +29,7 @@ from torch import Tensor
 from adapters.card import read_card
 from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
-from adapters.tasks import anomaly, classification, segmentation
+from adapters.tasks import anomaly, classification, fusion, segmentation
 from adapters.tasks import chat as chat_task
 from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest
@@ -41,6 +41,7 @@ from training.chat_check import ChatModel, choose_films, phantom_questions, reli
 from training.chat_report import Questions, question_sections
 from training.finetune_anomaly import AnomalyRecipe, is_asked
 from training.finetune_chat import open_decoder
+from training.fusion_check import FusionCheck, fusion_sections
 from training.gate_check import gate_section
 from training.manifest import Manifest, Row, Where, load_manifest
 from training.metrics import PatientBootstrap
@@ -226,6 +227,8 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
     if task == chat_task.TASK:
         asked = (job.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
         return question_sections(Questions(*asked, options.resamples, options.seed, options.min_count))
+    if task == fusion.TASK:
+        return fusion_sections(FusionCheck(*opened))
     raise InvalidRequest(f"adapters for {task} are not evaluated here", param="subject")
 
 

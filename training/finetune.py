@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.card import check_name
-from adapters.tasks import anomaly, chat, classification, segmentation
+from adapters.tasks import anomaly, chat, classification, fusion, segmentation
 from foundation.errors import InvalidRequest, ManifestError
 from training.finetune_anomaly import AnomalyRecipe, anomaly_rows, train_anomaly
 from training.finetune_chat import ChatRecipe, chat_rows, train_chat
 from training.finetune_classification import classification_rows, train_classification
+from training.finetune_fusion import FusionRecipe, fusion_rows, train_fusion
 from training.finetune_job import FinetuneJob, FinetuneResult, TrainableBackbone
 from training.finetune_recipe import AnyRecipe, FinetuneRecipe
 from training.finetune_segmentation import SegmentationRecipe, segmentation_rows, train_segmentation
@@ -45,6 +46,7 @@ TASKS: Mapping[str, Trainer] = {
     segmentation.TASK: Trainer(SegmentationRecipe, "lungs", segmentation_rows, train_segmentation),
     anomaly.TASK: Trainer(AnomalyRecipe, "cxr-anomaly", anomaly_rows, train_anomaly),
     chat.TASK: Trainer(ChatRecipe, "cxr-questions", chat_rows, train_chat),
+    fusion.TASK: Trainer(FusionRecipe, "covid-course", fusion_rows, train_fusion),
 }
 
 

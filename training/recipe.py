@@ -52,6 +52,8 @@ def fill(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None  # TOML has no null, but a card tells its recipe in JSON
         hint = next(option for option in get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return fill(hint, value, where)

@@ -32,10 +32,14 @@ _OPTIONS = ("shape", "modalities", "fields", "rules", "prior", "conformal_absent
 
 @dataclass(frozen=True)
 class SubsetRule:
-    """Who answers for a subset, and its calibration: logit = slope * raw + bias; cases: what that was fitted on."""
+    """Who answers for a subset, and its calibration: logit = slope * raw + bias; cases: what that was fitted on.
+
+    single: the modality of the subset that alone did best there.
+    """
 
     modalities: Subset
     method: str
+    single: str
     slope: float = 1.0
     bias: float = 0.0
     cases: int = 0
@@ -143,12 +147,15 @@ class FusionPredictor:
         self.check(table)
         if text is not None and not self.reads_notes:
             raise InvalidRequest(f"The adapter {self.card.name!r} reads no notes; leave the text out.", param="text")
-        inputs = self.read(images, text, table)
+        unusual = tuple(field.name for field in self.fields if field.is_unusual(table.get(field.name)))
+        return self.judge(self.read(images, text, table), unusual)
+
+    def judge(self, inputs: FusionInputs, unusual: tuple[str, ...] = ()) -> FusionResult:
+        """The result for one patient's inputs, a batch of one."""
         present = tuple(name for name, is_there in zip(self.modalities, inputs.present[0].tolist(), strict=True) if is_there)
         if not present:
             known = ", ".join(self.modalities)
             raise InvalidRequest(f"Nothing is given to judge by; give at least one of: {known}.", param="images")
-        unusual = tuple(field.name for field in self.fields if field.is_unusual(table.get(field.name)))
         return self._result(self.answers(inputs, present), present, unusual)
 
     @torch.no_grad()

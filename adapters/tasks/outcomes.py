@@ -2,15 +2,15 @@
 
 The rule, in training and in serving alike:
 
-1. A note is cut into sentences at full stops, exclamation and question marks, semicolons, line breaks and before a
-   heading such as "Discussion:". A full stop inside a number ("38.5") or after an abbreviation ("Dr.") cuts nothing.
+1. A note is cut into sentences at full stops, exclamation and question marks, semicolons and line breaks.
+   A full stop inside a number ("38.5") or after an abbreviation ("Dr.") cuts nothing.
 2. A sentence is removed whole where it holds any word of STATED: death, survival, intensive care, intubation and
-   mechanical ventilation, oxygenation outside the body, discharge and recovery, each with its inflections. Denials
-   ("was not intubated") state an outcome as well, and go too. Patients are discharged; a discharge from a wound or
-   "tracheal tube" without a verb is removed all the same: losing a harmless sentence costs less than keeping a telling one.
+   ventilation, organ support outside the body, moves between wards, discharge and recovery, each with its inflections. Denials
+   ("was not intubated") state an outcome as well, and go too. So do a discharge from a wound and the like: losing a
+   harmless sentence costs less than keeping a telling one.
 3. Nothing else is altered. A note of which nothing is left counts as absent.
 
-What the rule cannot see is an outcome told without these words ("transferred to another ward on day 9").
+What the rule cannot see is an outcome told without these words ("needed a central line", "the symptoms improved").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATED: tuple[str, ...] = (
     r"passed away",
     r"succumb\w*",
     r"mortality",
-    r"mortem",
+    r"post-?mortem",
     r"autops\w+",
     r"fatal\w*",
     r"lethal\w*",
@@ -47,6 +47,11 @@ STATED: tuple[str, ...] = (
     r"critical[- ]care",
     r"intermediate care",
     r"high[- ]dependency",
+    r"critically",
+    r"resuscitat\w*",
+    r"cardiac arrest",
+    r"life[- ]support",
+    r"transfer\w*\s+(?:back\s+)?to",
     # airway and ventilation
     r"intubat\w*",
     r"extubat\w*",
@@ -54,6 +59,11 @@ STATED: tuple[str, ...] = (
     r"ventilat(?:ed|or|ors|ory)",
     r"(?:mechanical|invasive|assisted|protective|artificial)\s+(?:\w+\s+)?ventilation",
     r"on ventilation",
+    r"positive[- ]pressure",
+    r"niv",
+    r"cpap",
+    r"bi-?pap",
+    r"crrt",
     r"endotracheal",
     r"endo-tracheal",
     r"orotracheal",
@@ -74,11 +84,11 @@ STATED: tuple[str, ...] = (
     r"outcomes?",
 )
 
-_STATED = re.compile(rf"(?<![\w-])(?:{'|'.join(STATED)})(?!\w)", re.IGNORECASE)
+_STATED = re.compile(rf"(?<!\w)(?:{'|'.join(STATED)})(?!\w)", re.IGNORECASE)
 _ABBREVIATION = re.compile(
     r"(?:\b(?:dr|mr|mrs|ms|prof|st|vs|fig|no|approx|e\.g|i\.e|cf|resp|temp)|\b[A-Za-z])\.$", re.IGNORECASE
 )
-_END = re.compile(r"[.!?]+(?=\s|$)|;|\n+|(?<=\s)(?=[A-Z][A-Za-z ]{2,24}:\s)")
+_END = re.compile(r"[.!?]+(?=\s|$)|;|\n+")
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,8 @@ class CleanNote:
 
 def remove_outcomes(note: str) -> CleanNote:
     """The note without the sentences that state an outcome (the rule stands at the top of this file)."""
-    kept, removed = [], []
+    kept: list[str] = []
+    removed: list[str] = []
     for sentence in sentences(note):
         (removed if _STATED.search(sentence) else kept).append(sentence)
     return CleanNote(" ".join(kept), tuple(removed))
@@ -99,7 +110,8 @@ def remove_outcomes(note: str) -> CleanNote:
 
 def sentences(note: str) -> list[str]:
     """The sentences of a note, each with its final mark, without surrounding space; empty ones are left out."""
-    found, start = [], 0
+    found: list[str] = []
+    start = 0
     for match in _END.finditer(note):
         if match[0] == "." and _ABBREVIATION.search(note[start : match.end()]):
             continue

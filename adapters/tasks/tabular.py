@@ -50,7 +50,8 @@ class TabularField:
         known = cls.__dataclass_fields__
         if not isinstance(raw, Mapping) or set(raw) - set(known) or not {"name", "modality", "kind"} <= set(raw):
             raise AdapterRefused("A field in the card's head is not described as this version does; train it again.")
-        field = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        field = cls(**values)
         if field.kind not in KINDS or (field.kind == CATEGORY) != bool(field.categories):
             raise AdapterRefused(f"The card's field {field.name!r} is neither a number nor a category with words.")
         return field

@@ -41,7 +41,7 @@ def make_card(head: FusionHead, **changes: object) -> AdapterCard:
     rules = []
     for place, subset in enumerate(subsets_of(MODALITIES)):
         method = subset[0] if len(subset) == 1 else methods[4 + place % 2]
-        rules.append(asdict(SubsetRule(subset, method, 0.5 + 0.1 * place, 0.2 - 0.05 * place, 10)))
+        rules.append(asdict(SubsetRule(subset, method, subset[0], 0.5 + 0.1 * place, 0.2 - 0.05 * place, 10)))
     options = {
         "shape": asdict(SHAPE),
         "modalities": list(MODALITIES),
@@ -83,7 +83,8 @@ def test_what_stands_in_an_absent_modalitys_place_changes_nothing(subset: tuple[
     with torch.no_grad():
         before, after = head(plain)[..., columns], head(noisy)[..., columns]
         everything = head(full)[..., columns]
-    assert torch.equal(before, after) and torch.isfinite(after).all()
+    assert torch.equal(before, after)
+    assert torch.isfinite(after).all()
     assert len(subset) == 4 or not torch.equal(before[..., -1], everything[..., -1])
 
 
@@ -109,11 +110,13 @@ def test_leaving_a_modality_out_is_the_same_as_marking_it_absent(predictor: Fusi
     everything = predictor([film(1)], NOTE, TABLE)
     by_subset = {answer.modalities: answer for answer in everything.subsets}
     alone = predictor([film(1)], None, {"crp": 12.0, "ldh": "inf"})
-    assert alone.present == ("film", "laboratory") and alone.absent == ("note", "patient")
+    assert alone.present == ("film", "laboratory")
+    assert alone.absent == ("note", "patient")
     assert alone.logit == pytest.approx(by_subset["film", "laboratory"].logit, abs=1e-6)
     assert alone.method == by_subset["film", "laboratory"].method
     nothing_said = predictor([film(1)], None, {"crp": 12.0, "ldh": "inf", "sex": None, "age": None})
-    assert nothing_said.logit == alone.logit and nothing_said.present == alone.present
+    assert nothing_said.logit == alone.logit
+    assert nothing_said.present == alone.present
 
 
 def test_the_account_lists_every_subset_and_adds_up(predictor: FusionPredictor) -> None:
@@ -131,8 +134,10 @@ def test_the_account_lists_every_subset_and_adds_up(predictor: FusionPredictor) 
 
 def test_shapley_of_a_known_game() -> None:
     """A and B each add 1, together 3 more; C adds nothing."""
-    worth = {subset: float(("a" in subset) + ("b" in subset) + 3 * ({"a", "b"} <= set(subset))) for subset in
-             subsets_of(("a", "b", "c"), with_empty=True)}
+    worth = {
+        subset: float(("a" in subset) + ("b" in subset) + 3 * ({"a", "b"} <= set(subset)))
+        for subset in subsets_of(("a", "b", "c"), with_empty=True)
+    }
     assert shapley(("a", "b", "c"), worth) == pytest.approx({"a": 2.5, "b": 2.5, "c": 0.0})
 
 
@@ -196,8 +201,15 @@ def test_a_head_without_notes_refuses_one() -> None:
     torch.manual_seed(0)
     shape = replace(SHAPE, note=1)
     head = FusionHead(shape, ("film",), ())
-    rules = [asdict(SubsetRule(("film",), "film"))]
-    options = {"shape": asdict(shape), "modalities": ["film"], "fields": [], "rules": rules, "prior": 0.0, "conformal_absent": 0.0}
+    rules = [asdict(SubsetRule(("film",), "film", "film"))]
+    options = {
+        "shape": asdict(shape),
+        "modalities": ["film"],
+        "fields": [],
+        "rules": rules,
+        "prior": 0.0,
+        "conformal_absent": 0.0,
+    }
     card = replace(make_card(make_head()), head=options)
     predictor = FusionPredictor.open(card, head.state_dict())
     assert not predictor.reads_notes
@@ -223,5 +235,7 @@ def test_ranks_are_of_the_training_rows() -> None:
     head.centre[0], head.spread[0] = 4.0, 2.0
     values = [head.read_table({"crp": value})[0][0].tolist() for value in (1.0, 0.0, 4.0, 4.5, 999.0)]
     assert values[0] == pytest.approx([-1.5, -0.75])  # the middle of five equal quantiles
-    assert values[1] == pytest.approx([-2.0, -1.0]) and values[4] == pytest.approx([3.0, 1.0])
-    assert values[2] == pytest.approx([0.0, -1 + 2 * 7 / 16]) and values[3] == pytest.approx([0.25, -1 + 2 * 7.5 / 16])
+    assert values[1] == pytest.approx([-2.0, -1.0])
+    assert values[4] == pytest.approx([3.0, 1.0])
+    assert values[2] == pytest.approx([0.0, -1 + 2 * 7 / 16])
+    assert values[3] == pytest.approx([0.25, -1 + 2 * 7.5 / 16])
