@@ -164,8 +164,13 @@ class FakeGateway:
             "probabilities": probabilities,
             "logits": [math.log((p + 1e-9) / (1 - p + 1e-9)) for p in probabilities],
             "thresholds": [0.5] * len(FINDINGS),
+            "conformal_sets": {"coverage": 0.9, "sets": [_conformal(one) for one in probabilities]},
             **_assessment(request.film),
         }
+
+
+def _conformal(probability: float) -> str:
+    return "present" if probability > 0.7 else "absent" if probability < 0.3 else "uncertain"
 
 
 def _unit_vector(word: str) -> list[float]:

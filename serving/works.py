@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from adapters.card import AdapterCard
+from adapters.conformal import conformal_sets
 from foundation.errors import InvalidRequest
 from foundation.gate import Gate, GateVerdict, gate_vectors
 from serving.evidence import Finding
@@ -76,7 +78,7 @@ class Tools:
         """Whether this film is of a kind the model knows; without a gate every film is. features: of the base."""
         if self.gate is None:
             return GateVerdict(True, "", 0.0)
-        return self.gate.assess(gate_vectors(features)[0], film.modality)
+        return self.gate.assess(gate_vectors(features)[0], film.pixels, film.modality)
 
     def findings(self, pinned: set[str]) -> FindingsReader:
         """The findings adapter where there is one for this base, else zero-shot; pinned: as for `plan`."""
@@ -211,6 +213,7 @@ class Classify:
             "probabilities": result.probabilities.tolist(),
             "logits": result.logits.tolist(),
             "thresholds": result.thresholds.tolist(),
+            "conformal_sets": _conformal(self.resident.classifier.card, result.probabilities),
         }
 
 
@@ -254,6 +257,12 @@ class TextFindings:
         embedding = features.embedding[0].float()
         scores, _ = score(embedding, prompts, texts, self.backbone.logit_scale, 0.0, "pairwise")
         return tuple(Finding(label, value, 0.5) for label, value in zip(self.labels, scores, strict=True))
+
+
+def _conformal(card: AdapterCard, probabilities: npt.NDArray[np.float64]) -> Value | None:
+    """What can be said of each label at the card's coverage; None where the card says nothing of it."""
+    sets = conformal_sets(card.conformal, probabilities)
+    return None if sets is None else {"coverage": card.conformal.coverage, "sets": list(sets)}
 
 
 def assessment(verdict: GateVerdict) -> Value:

@@ -23,12 +23,14 @@ from adapters.tasks.classification import NORMAL, calibrate
 from foundation.errors import InvalidRequest, ManifestError
 from training.calibrate import fit_platt, fit_temperature, fit_thresholds
 from training.classification import AdaptedClassifier, ClassificationTrainee, Films
+from training.conformal import fit_conformal
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import FinetuneRecipe
 from training.finetune_report import Scored, write_report
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest, Row
 from training.trunk_cache import film_cache
+from training.trust_metrics import Judged, trust_metrics
 
 Floats = npt.NDArray[np.float64]
 Job = FinetuneJob[FinetuneRecipe]
@@ -51,6 +53,12 @@ def train_classification(job: Job) -> FinetuneResult:
         Scored(split, labels, films[split].truth, logits, trained.zero_shot[split], films[split].patients, is_multi_label)
         for split, logits in trained.logits.items()
     ]
+    judged = [_judged(each, calibration) for each in scored]
+    conformal = next(
+        fit_conformal(one.probabilities, one.truth, one.patients, "val", is_multi_label=is_multi_label)
+        for one in judged
+        if one.split == "val"
+    )
     card = job.card(
         labels,
         [*films["train"].rows, *films["val"].rows],
@@ -58,11 +66,21 @@ def train_classification(job: Job) -> FinetuneResult:
         head={"embed_dim": backbone.embed_dim, "width": backbone.width},
         calibration=calibration,
         thresholds=thresholds,
-        metrics=tuple(metric for each in scored for metric in each.metrics(calibration)),
+        conformal=conformal,
+        metrics=(
+            *(metric for each in scored for metric in each.metrics(calibration)),
+            *(new for one in judged if one.split != "val" for new in trust_metrics(one, conformal) if new.name != "calibration error"),
+        ),
     )
     card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))
     write_report(job.out, card, trained.report, {split: len(each.rows) for split, each in films.items()})
     return FinetuneResult(job.out / recipe.name, card, trained.report, {each.split: each.mean_auroc() for each in scored})
+
+
+def _judged(scored: Scored, calibration: Calibration) -> Judged:
+    """The same films as probabilities, calibrated and not."""
+    after, before = (calibrate(scored.logits, how, scored.is_multi_label) for how in (calibration, Calibration()))
+    return Judged(scored.split, scored.labels, after, before, scored.truth, scored.patients)
 
 
 def choose_labels(rows: Manifest, recipe: FinetuneRecipe) -> tuple[str, ...]:
