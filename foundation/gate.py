@@ -110,7 +110,8 @@ class Gate:
                 raise CheckpointRefused(f"{GATE_FILE} is not a gate of this version. Fit it anew: python -m training.fit_gate.")
             tensors = {name: held.get_tensor(name).astype(np.float32) for name in held.keys()}  # noqa: SIM118
         parts = {
-            part: kind(**{field.name: tensors[f"{part}.{field.name}"] for field in fields(kind)}) for part, kind in _PARTS.items()
+            part: kind(**{field.name: tensors[f"{part}.{field.name}"] for field in fields(kind)})
+            for part, kind in _PARTS.items()
         }
         gate = cls(parts["looks"], parts["distance"], *map(float, tensors["limits"]), tuple(json.loads(words)))  # type: ignore[arg-type]
         if gate.looks.hidden.shape[0] != LOOK_WIDTH or gate.looks.out.shape[1] != 1 + len(gate.kind_words):
@@ -125,9 +126,7 @@ class Gate:
             for field in fields(kind):
                 tensor = getattr(getattr(self, part), field.name)
                 # NOTE: safetensors writes an array's memory as it lies; of a transposed one that is another array.
-                tensors[f"{part}.{field.name}"] = np.ascontiguousarray(
-                    tensor, np.float16 if tensor.ndim == 2 else np.float32
-                )
+                tensors[f"{part}.{field.name}"] = np.ascontiguousarray(tensor, np.float16 if tensor.ndim == 2 else np.float32)
         save_file(tensors, folder / GATE_FILE, metadata={"kind_words": json.dumps(self.kind_words)})
 
     def assess(self, vector: Vector, pixels: npt.NDArray[np.uint8], modality: str = "") -> GateVerdict:

@@ -43,7 +43,9 @@ def relevance_maps(backbone: Backbone, pixels: Tensor, directions: Tensor, metho
     """
     tower = backbone.image_tower
     if method not in methods_of(tower):
-        raise InvalidRequest(f"'{method}' cannot explain this model; it can be explained by {', '.join(methods_of(tower))}.", param="map_method")
+        raise InvalidRequest(
+            f"'{method}' cannot explain this model; it can be explained by {', '.join(methods_of(tower))}.", param="map_method"
+        )
     # NOTE: what was made under inference mode cannot take part in a gradient, hence the clones.
     with torch.inference_mode(False), torch.no_grad():
         film = pixels.clone()[None].to(backbone.device, backbone.dtype)

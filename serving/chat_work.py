@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from foundation.errors import InvalidRequest
+from foundation.preprocess import normalise
 from foundation.prompt import FindingState, Turn
-from serving.evidence import Evidence, HeatMap, asked_finding, blank, heat_map, shuffled
+from foundation.relevance import methods_of, relevance_maps
+from serving.evidence import Evidence, HeatMap, asked_finding, blank, heat_map, shuffled, spread_map
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
 from serving.works import FindingsReader, Seen, Tools, View, film_of
 from serving.zero_shot import PromptSet
+
+DENSE = "dense"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,10 @@ class ChatWork:
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> ChatWork:
         reader = tools.findings(pinned)
         pairs = [finding_prompts(label) for label in reader.labels]
+        method = str(request.options.get("map_method") or DENSE)
+        if method not in methods_of(tools.backbone.image_tower):
+            known = ", ".join(methods_of(tools.backbone.image_tower))
+            raise InvalidRequest(f"'{method}' cannot explain this model; it can be explained by {known}.", param="map_method")
         prompts = PromptSet(tuple(yes for yes, _ in pairs), tuple(no for _, no in pairs))
         film = film_of(request, tools) if request.film is not None else None
         return cls(request, film, reader, prompts, tools)
@@ -90,10 +100,17 @@ class ChatWork:
         return Opening(turns, pictures, Evidence(True, "", read[0], heatmap, maps if wants_all else None))
 
     def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
-        """One for each of `labels`, all from the forward that was run anyway."""
+        """One for each of `labels`: "dense" from the forward that was run anyway, others from one of their own."""
         positives, negatives = self.prompts.vectors(seen.texts)
         assert negatives is not None
         directions = dict(zip(self.reader.labels, positives - negatives, strict=True))
+        method = str(self.request.options.get("map_method") or DENSE)
+        if method != DENSE and labels:
+            assert self.film is not None
+            backbone = self.tools.backbone
+            pixels = torch.from_numpy(normalise(self.film.pixels, backbone.contract))
+            maps = relevance_maps(backbone, pixels, torch.stack([directions[label] for label in labels]), method)
+            return tuple(spread_map(label, one, method) for label, one in zip(labels, maps, strict=True))
         return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
 
 

@@ -66,7 +66,7 @@ class Request:
     options holds only what the operation names:
       zero_shot: labels (list of str), templates (list of str, each with "{}"), negatives (list of str or None),
                  scoring ("softmax" | "sigmoid" | "pairwise")
-      chat: maps (bool, a heat map for every finding)
+      chat: maps (bool, a heat map for every finding), map_method (see foundation/relevance.py)
       classify: {} ; embed_image: {} ; embed_text: {}
     """
 

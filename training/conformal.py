@@ -41,9 +41,7 @@ def fit_conformal(
     return Conformal(coverage, present, split, absent)
 
 
-def _lowest_kept(
-    scores: Floats, chosen: npt.NDArray[np.bool_], weights: Floats, coverage: float, lowest: float = 0.0
-) -> float:
+def _lowest_kept(scores: Floats, chosen: npt.NDArray[np.bool_], weights: Floats, coverage: float, lowest: float = 0.0) -> float:
     """The largest threshold that keeps the corrected share of the chosen patients; `lowest` where none can."""
     order = np.argsort(-scores[chosen], kind="stable")
     held, count = np.cumsum(weights[chosen][order]), float(weights[chosen].sum())

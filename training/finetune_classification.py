@@ -69,7 +69,13 @@ def train_classification(job: Job) -> FinetuneResult:
         conformal=conformal,
         metrics=(
             *(metric for each in scored for metric in each.metrics(calibration)),
-            *(new for one in judged if one.split != "val" for new in trust_metrics(one, conformal) if new.name != "calibration error"),
+            *(
+                new
+                for one in judged
+                if one.split != "val"
+                for new in trust_metrics(one, conformal)
+                if new.name != "calibration error"
+            ),
         ),
     )
     card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))

@@ -95,7 +95,8 @@ def conformal_table(card: AdapterCard) -> str:
     names = ("calibration error before", "calibration error", "brier before", "brier")
     names += ("coverage where present", "coverage where absent", "undecided")
     lines = [
-        f"{card.name}: conformal sets at a stated coverage of {card.conformal.coverage}, fitted on '{card.conformal.split}', measured on 'test'.",
+        f"{card.name}: conformal sets at a stated coverage of {card.conformal.coverage}, fitted on '{card.conformal.split}', "
+        "measured on 'test'.",
         "",
         "| label | positives | " + " | ".join(names) + " |",
         "|---" * (2 + len(names)) + "|",

@@ -1,7 +1,7 @@
 """Fit a checkpoint's gate anew, and write its passport with it: about a minute of one core.
 
-    python -m training.fit_gate                                      the bundled model's
-    python -m training.fit_gate FOLDER --manifest rows.jsonl --licences permissive attribution
+python -m training.fit_gate                                      the bundled model's
+python -m training.fit_gate FOLDER --manifest rows.jsonl --licences permissive attribution
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def _page(size: int, random: Random) -> Films:
     """Lines of letters, as print or as a screen shows them, with a frame, rules or a table now and then."""
     scale = 2
     is_dark, letters = random.random() < 0.3, list("abcdefghijklmnopqrstuvwxyz      ABCDEGHMNRST0123456789.,")
-    paper, ink = (int(random.integers(0, 60)), 220) if is_dark else (int(random.integers(200, 256)), int(random.integers(0, 90)))
+    paper, ink = (
+        (int(random.integers(0, 60)), 220) if is_dark else (int(random.integers(200, 256)), int(random.integers(0, 90)))
+    )
     page = Image.new("L", (size * scale, size * scale), paper)
     draw = ImageDraw.Draw(page)
     height = int(random.integers(8, 34))
@@ -132,7 +134,9 @@ def _drawing(size: int, random: Random) -> Films:
         elif shape == 2:
             draw.ellipse(box, outline=fill, width=int(random.integers(1, 5)))
         elif shape == 3:
-            draw.line([tuple(p) for p in random.integers(0, size, (5, 2)).tolist()], fill=fill, width=int(random.integers(1, 4)))
+            draw.line(
+                [tuple(p) for p in random.integers(0, size, (5, 2)).tolist()], fill=fill, width=int(random.integers(1, 4))
+            )
         else:
             draw.polygon([tuple(p) for p in random.integers(0, size, (4, 2)).tolist()], fill=fill)
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(float(random.random() * 1.5))))
@@ -254,5 +258,3 @@ def _limb(size: int, random: Random) -> Films:
 
 def _resized(grey: npt.NDArray[np.generic], size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> Films:
     return np.asarray(Image.fromarray(np.asarray(grey).astype(np.uint8)).resize((size, size), how))
-
-

@@ -127,7 +127,9 @@ def _baselines(hits: Hits, name: str, region: Region, others: Sequence[Region]) 
     hits.add("centre", float(region[size // 2, size // 2]))
     hits.add("random place", float(region.mean()))
     usual = np.mean(others, axis=0) if others else np.zeros(region.shape)
-    hits.add("usual place", float(region[np.unravel_index(int(usual.argmax()), usual.shape)]) if others else float(region.mean()))
+    hits.add(
+        "usual place", float(region[np.unravel_index(int(usual.argmax()), usual.shape)]) if others else float(region.mean())
+    )
 
 
 def peak_in(relevance: Tensor, region: Region) -> float:

@@ -22,7 +22,7 @@ def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     films: list[tuple[float, ...]] = []
     patients: list[str] = []
     while len(films) < count:
-        base = random.normal(0, 1.5, 2) + (0.0, -2.5)
+        base = random.normal((0.0, -2.5), 1.5)
         present = random.random(2) < 1 / (1 + np.exp(-base))
         name = f"patient {len(films)}"
         for _ in range(int(random.integers(1, 7))):
@@ -84,7 +84,9 @@ def test_figures_before_and_after_and_unknown_truth_left_out() -> None:
 
 
 def test_a_card_keeps_both_thresholds_and_refuses_half_of_them() -> None:
-    card = AdapterCard("a", "classification", LABELS, BaseRecord("b", "f"), 1, conformal=Conformal(0.9, (0.1, 0.2), "val", (0.3, 0.4)))
+    card = AdapterCard(
+        "a", "classification", LABELS, BaseRecord("b", "f"), 1, conformal=Conformal(0.9, (0.1, 0.2), "val", (0.3, 0.4))
+    )
     assert AdapterCard.from_json(card.to_json()).conformal == card.conformal
     short = replace(card, conformal=replace(card.conformal, absent=(0.3,)))
     with pytest.raises(AdapterRefused, match=r"conformal\.absent has 1 values for 2 labels"):
