@@ -125,7 +125,8 @@ class _Explicit(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None,
     ) -> Tensor:  # fmt: skip
-        assert not dropout_p and not is_causal, "towers attend everywhere, without dropout"
+        assert dropout_p == 0.0, "towers are run without dropout"
+        assert not is_causal, "towers attend everywhere"
         logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         weights = (logits if attn_mask is None else logits + attn_mask).softmax(-1)
         self.seen.append(weights)

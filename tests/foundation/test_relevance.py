@@ -35,7 +35,8 @@ def test_every_method_gives_a_map_of_each_direction_even_within_inference_mode(b
         shown, asked = film(backbone), directions(backbone)
         for method in methods_of(backbone.image_tower):
             maps = relevance_maps(backbone, shown, asked, method)
-            assert maps.shape[0] == 2 and maps.ndim == 3
+            assert maps.shape[0] == 2
+            assert maps.ndim == 3
             assert torch.isfinite(maps).all()
             assert not torch.allclose(maps[0], maps[1]), f"{method}: the same map for two directions"
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
