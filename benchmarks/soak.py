@@ -3,10 +3,11 @@
     python -m benchmarks.soak --requests 20000 --report runs/soak.json          the full run
     python -m benchmarks.soak --requests 2000                                   a short one
 
-`vesalius serve` runs as it does for a user, over a tiny checkpoint (or --checkpoint bundled). Of the requests 1 % carry a film
-that is broken and must be refused, 5 % come from callers who leave, and now and then a decode or the engine process is
-killed. The truth of each film and text is asked for before all that, one at a time. Memory is that of the server and its
-processes; a process that was just replaced is smaller, so what is compared is the upper quartile after warm-up and at the end.
+The server runs in processes of its own, as `vesalius serve` starts it, over a tiny checkpoint (or --checkpoint bundled). Of
+the requests 1 % carry a film that is broken and must be refused, 5 % come from callers who leave, and now and then a decode or
+the engine process is killed. The truth of each film and text is asked for before all that, one at a time. Memory is that of the
+server and its processes; a process that was just replaced is smaller, so what is compared is the upper quartile after warm-up
+and at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of the server. kill_every: requests between two kills, on average; every third hits the engine."""
+    """What is asked of the server. kill_every: requests between two kills, on average; every third hits the engine.
+
+    patience_s: how long the server lets a request wait for a new engine; more on a machine that is busy with other things.
+    """
 
     requests: int = 20_000
     clients: int = 8
@@ -51,6 +55,7 @@ class Plan:
     kill_every: int = 250
     seed: int = 0
     checkpoint: str = ""
+    patience_s: float = 30.0
 
 
 @dataclass
@@ -222,9 +227,9 @@ def memory_mb(server: int) -> float:
 
 
 @contextmanager
-def serve(checkpoint: str, home: Path) -> Iterator[tuple[str, int]]:
-    """`vesalius serve` as a process of its own: its address and its number."""
-    command = [sys.executable, "-m", "app.cli", "serve", "--checkpoint", checkpoint, "--port", "0"]
+def serve(checkpoint: str, home: Path, patience_s: float) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: its address and its number."""
+    command = [sys.executable, "-m", "benchmarks.soak", "--serve", checkpoint, "--patience", str(patience_s)]
     environment = {**os.environ, "VESALIUS_HOME": str(home), "PYTHONPATH": str(HOUSE)}
     environment.pop("VESALIUS_API_KEY", None)
     log = (home / "server.log").open("w")
@@ -234,7 +239,7 @@ def serve(checkpoint: str, home: Path) -> Iterator[tuple[str, int]]:
         line = server.stdout.readline()
         if "listens on" not in line:
             raise SystemExit(f"the server did not start:\n{(home / 'server.log').read_text()[-2000:]}")
-        yield next(word for word in line.split() if word.startswith("http")), server.pid
+        yield line.split()[-1], server.pid
     finally:
         server.terminate()
         try:
@@ -242,6 +247,16 @@ def serve(checkpoint: str, home: Path) -> Iterator[tuple[str, int]]:
         except subprocess.TimeoutExpired:
             server.kill()
         log.close()
+
+
+def run_server(checkpoint: str, patience_s: float) -> None:
+    """What `serve` starts: it says its address and serves until it is told to end."""
+    from serving.config import EngineConfig, ServerConfig
+    from serving.server import run
+
+    engine = EngineConfig(checkpoint=checkpoint)
+    config = ServerConfig(port=0, engine=engine, start_limit_s=900.0, restart_patience_s=patience_s)
+    asyncio.run(run(config, lambda url, _: print(f"listens on {url}", flush=True)))
 
 
 async def soak(url: str, server: int, plan: Plan) -> Outcome:
@@ -258,7 +273,7 @@ def run(plan: Plan) -> Outcome:
             from foundation.tiny import make_tiny_checkpoint
 
             checkpoint = str(make_tiny_checkpoint(home / "tiny"))
-        with serve(checkpoint, home) as (url, server):
+        with serve(checkpoint, home, plan.patience_s) as (url, server):
             return asyncio.run(soak(url, server, plan))
 
 
@@ -269,9 +284,21 @@ def main() -> int:
     parser.add_argument("--kill-every", type=int, default=Plan.kill_every)
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--checkpoint", default="", help="a folder or 'bundled'; a tiny one is made where none is given")
+    parser.add_argument("--patience", type=float, default=Plan.patience_s, help="seconds a request waits for a new engine")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    plan = Plan(chosen.requests, chosen.clients, kill_every=chosen.kill_every, seed=chosen.seed, checkpoint=chosen.checkpoint)
+    if chosen.serve:
+        run_server(chosen.serve, chosen.patience)
+        return 0
+    plan = Plan(
+        chosen.requests,
+        chosen.clients,
+        kill_every=chosen.kill_every,
+        seed=chosen.seed,
+        checkpoint=chosen.checkpoint,
+        patience_s=chosen.patience,
+    )
     outcome = run(plan)
     told = asdict(outcome) | {"plan": asdict(plan), "memory_growth": outcome.memory_growth, "clean": outcome.is_clean}
     told["memory_mb"] = {"first": outcome.memory_mb[:1], "highest": max(outcome.memory_mb), "last": outcome.memory_mb[-1:]}
