@@ -39,16 +39,16 @@ class GateRecipe:
     let_through: the share of validation films that must pass.
     """
 
-    per_source: int = 900
-    altered: int = 500
-    phantoms: int = 250
-    each: int = 240
-    through_tower: int = 900
-    held_out: int = 500
+    per_source: int = 700
+    altered: int = 450
+    phantoms: int = 200
+    each: int = 200
+    through_tower: int = 700
+    held_out: int = 400
     hidden: int = 64
-    epochs: int = 30
+    epochs: int = 25
     directions: int = 192
-    let_through: float = 0.994
+    let_through: float = 0.997
     seed: int = 0
 
 

@@ -347,7 +347,7 @@ def test_what_is_wrong_with_one_is_said_and_its_neighbour_is_answered(
 class CtOnly:
     """A gate that lets films in and CT out."""
 
-    def assess(self, vector: Any, modality: str = "") -> GateVerdict:
+    def assess(self, vector: Any, pixels: Any, modality: str = "") -> GateVerdict:
         return GateVerdict(modality != "CT", "a CT slice" if modality == "CT" else "", 0.0)
 
 
