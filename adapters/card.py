@@ -80,11 +80,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Conformal:
-    """A conformal set: a label enters where its probability is at least its threshold. Empty until computed."""
+    """A conformal set: a label enters where its probability is at least its threshold. Empty until computed.
+
+    absent: of labels that do not exclude each other, the probability up to which "absent" enters; see `conformal.py`.
+    """
 
     coverage: float | None = None
     thresholds: tuple[float, ...] = ()
     split: str = ""
+    absent: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ class AdapterCard:
             "thresholds": self.thresholds,
             "calibration.bias": self.calibration.bias,
             "conformal.thresholds": self.conformal.thresholds,
+            "conformal.absent": self.conformal.absent,
         }
         if self.calibration.method == "platt":
             per_label["calibration.slope"] = self.calibration.slope

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 from app import words
 from app.bars import Bar, bars_html
-from serving.schemas.chat import ChatExtras, Evidence
+from serving.schemas.chat import INDEPENDENT, INDEPENDENT_BELOW, ChatExtras, Evidence
 from serving.schemas.common import Provenance, Timings
 
-INDEPENDENT_BELOW = 0.1  # of reliance, which is 0 where the answer is as likely without the picture
 WEAK_BELOW = 0.5
 
 
@@ -29,7 +28,7 @@ def evidence_card(extras: ChatExtras) -> str:
         _soft(words.CALIBRATED if is_calibrated else words.NOT_CALIBRATED),
         _slice(extras),
         _reliance(evidence),
-        *(_soft(note) for note in extras.notes),
+        *(_soft(note) for note in extras.notes if note != INDEPENDENT),  # said by `_reliance`, larger
         provenance_html(extras.provenance, extras.timings),
     ]
     return card(words.EVIDENCE, parts)

@@ -147,7 +147,7 @@ def gate() -> str:
     """What share of each kind of picture is assessed."""
     zero = Result.read("zero-shot")
     rows = []
-    for group in ("chest films", "to be refused"):
+    for group in ("chest films", "to be refused", "to be refused, of kinds never seen", "told apart"):
         for label in dict.fromkeys(one["label"] for one in zero.measures if one["by"] == "gate" and one["group"] == group):
             rows.append([group, label, zero.cell("assessed", label, "gate", group=group)])
     return table(["", "picture", "share assessed"], rows)

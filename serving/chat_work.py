@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from foundation.controls import blank, shuffled
+from foundation.errors import InvalidRequest
+from foundation.preprocess import normalise
 from foundation.prompt import FindingState, Turn
+from foundation.relevance import methods_of, relevance_maps
 from serving.chat_residency import ChatResident
-from serving.evidence import Evidence, Finding, HeatMap, asked_finding, heat_map, placed, stated
+from serving.evidence import Evidence, Finding, HeatMap, asked_finding, heat_map, placed, spread_map, stated
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
@@ -29,6 +33,8 @@ from serving.zero_shot import PromptSet
 
 if TYPE_CHECKING:
     from foundation.backbone import ImageFeatures
+
+DENSE = "dense"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,10 @@ class ChatWork:
             pinned.add(adapter.digest)
         reader = findings_reader(tools, pinned)
         pairs = [finding_prompts(label) for label in reader.labels]
+        method = str(request.options.get("map_method") or DENSE)
+        if method not in methods_of(tools.backbone.image_tower):
+            known = ", ".join(methods_of(tools.backbone.image_tower))
+            raise InvalidRequest(f"'{method}' cannot explain this model; it can be explained by {known}.", param="map_method")
         prompts = PromptSet(tuple(yes for yes, _ in pairs), tuple(no for _, no in pairs))
         film = film_of(request, tools) if request.film is not None else None
         return cls(request, film, reader, prompts, tools, adapter)
@@ -129,8 +139,15 @@ class ChatWork:
         return tuple(placed(found, patches, base.grid, self._directions(seen)))
 
     def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
-        """One for each of `labels`, all from the forward that was run anyway."""
+        """One for each of `labels`: "dense" from the forward that was run anyway, others from one of their own."""
         directions = self._directions(seen)
+        method = str(self.request.options.get("map_method") or DENSE)
+        if method != DENSE and labels:
+            assert self.film is not None
+            backbone = self.tools.backbone
+            pixels = torch.from_numpy(normalise(self.film.pixels, backbone.contract))
+            maps = relevance_maps(backbone, pixels, torch.stack([directions[label] for label in labels]), method)
+            return tuple(spread_map(label, one, method) for label, one in zip(labels, maps, strict=True))
         return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
 
     def _directions(self, seen: Seen) -> dict[str, Tensor]:

@@ -49,13 +49,14 @@ class Finding:
 class HeatMap:
     """grid: h rows of w numbers, 0 to 1, over the film as the model saw it; larger speaks more for `label`.
 
-    low, high: the cosine differences that 0 and 1 stand for; below zero a place speaks against the finding.
+    low, high: what 0 and 1 stand for; of method "dense" cosine differences, below zero speaking against the finding.
     """
 
     label: str
     grid: list[list[float]]
     low: float
     high: float
+    method: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,15 @@ def heat_map(backbone: Backbone, features: ImageFeatures, label: str, direction:
 
     features: of one film (B = 1). A film on which all patches are alike gives zeros.
     """
-    likeness = _likeness(backbone.patch_embeddings(features)[0].float(), direction, features.grid)
+    return spread_map(label, _likeness(backbone.patch_embeddings(features)[0].float(), direction, features.grid))
+
+
+def spread_map(label: str, likeness: Tensor, method: str = "dense") -> HeatMap:
+    """likeness (h, w), larger speaking more for `label`, spread to 0..1; a flat one gives zeros."""
     low, high = float(likeness.min()), float(likeness.max())
     spread = (likeness - low) / (high - low) if high - low > 1e-6 else torch.zeros_like(likeness)
     grid = [[round(value, 4) for value in row] for row in spread.tolist()]
-    return HeatMap(label, grid, round(low, 6), round(high, 6))
+    return HeatMap(label, grid, round(low, 6), round(high, 6), method)
 
 
 def _likeness(patches: Tensor, direction: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -218,6 +218,7 @@ class FakeGateway:
             "probabilities": probabilities,
             "logits": [math.log((p + 1e-9) / (1 - p + 1e-9)) for p in probabilities],
             "thresholds": [0.5] * len(FINDINGS),
+            "conformal_sets": {"coverage": 0.9, "sets": [_conformal(one) for one in probabilities]},
             **_assessment(request.film),
         }
 
@@ -246,6 +247,10 @@ class FakeGateway:
             part = replace(request, operation=task["operation"], adapter=task["adapter"], options=task["options"])
             parts.append({**self._value(part), "adapter": task["adapter"]})
         return {"parts": parts, **_assessment(request.film)}
+
+
+def _conformal(probability: float) -> str:
+    return "present" if probability > 0.7 else "absent" if probability < 0.3 else "uncertain"
 
 
 def _unit_vector(word: str) -> list[float]:

@@ -82,7 +82,7 @@ class Request:
     options holds only what the operation names:
       zero_shot: labels (list of str), templates (list of str, each with "{}"), negatives (list of str or None),
                  scoring ("softmax" | "sigmoid" | "pairwise")
-      chat: maps (bool, a heat map for every finding)
+      chat: maps (bool, a heat map for every finding), map_method (see foundation/relevance.py)
       segment: labels (list of str or None, which classes), points ([[row, column, is_inside], ...]) and boxes
                ([[top, left, bottom, right], ...]) in the film's own pixels
       fuse: tabular (field name -> number, word or None); the note is in `texts`, further films in `others`

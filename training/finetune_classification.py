@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.card import Metric
+from adapters.card import Calibration, Metric
 from adapters.files import Adapter, write_adapter
 from adapters.lora import LoraWeights, remove_lora
 from foundation.preprocess import InputContract
 from training.augment import AugmentStrength, augment
 from training.calibrate import calibrate_labels
 from training.classification import AdaptedClassifier, ClassificationTrainee, Films, mean_auroc, rankable
+from training.conformal import fit_conformal
 from training.few_shot import TRIALS, blend_prototypes, draw_shots
 from training.finetune_job import FinetuneJob, FinetuneResult
 from training.finetune_recipe import FinetuneRecipe
@@ -33,6 +34,7 @@ from training.loop import Loop, LoopReport
 from training.manifest import Manifest, Row
 from training.phantom_rows import FIRST_SEED, HELD_OUT_SEED, phantom_films, phantom_rows, phantom_truth
 from training.trunk_cache import film_cache, to_unit
+from training.trust_metrics import Judged, trust_metrics
 
 HELD_OUT_PHANTOMS = 200
 PHANTOMS = "phantoms"
@@ -64,7 +66,10 @@ def train_classification(job: Job) -> FinetuneResult:
         Scored(split, table, items[split].truth, logits, trained.zero_shot[split], items[split].patients)
         for split, logits in trained.logits.items()
     ]
-    is_one_choice = len(table.exclusive) == len(table.groups) == 1
+    is_one_choice = table.is_one_choice
+    judged = {each.split: _judged(each, calibration) for each in scored}
+    val = judged["val"]
+    conformal = fit_conformal(val.probabilities, val.truth, val.patients, "val", is_multi_label=not is_one_choice)
     card = job.card(
         table.labels,
         [*films["train"].rows, *films["val"].rows],
@@ -72,14 +77,28 @@ def train_classification(job: Job) -> FinetuneResult:
         head={**trained.options, **({} if is_one_choice or not table.exclusive else {"exclusive": table.exclusive})},
         calibration=calibration,
         thresholds=thresholds,
+        conformal=conformal,
         metrics=(
             *(metric for each in scored for metric in each.metrics(calibration, recipe.data.contrasts)),
             *(shot_metrics(recipe.seed, trials, items, table) if recipe.data.shots else ()),
+            *(
+                new
+                for split, one in judged.items()
+                if split != "val"
+                for new in trust_metrics(one, conformal)
+                if new.name != "calibration error"
+            ),
         ),
     )
     card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))
     write_report(job.out, card, trained.report, {split: len(each.rows) for split, each in films.items()})
     return FinetuneResult(job.out / recipe.name, card, trained.report, {each.split: each.mean_auroc() for each in scored})
+
+
+def _judged(scored: Scored, calibration: Calibration) -> Judged:
+    """The same films as probabilities, calibrated and not."""
+    after, before = (scored.probabilities(how) for how in (calibration, Calibration()))
+    return Judged(scored.split, scored.table.labels, after, before, scored.truth, scored.patients)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,8 +48,7 @@ class Scored:
 
         contrasts: pairs of labels told apart among the films that carry exactly one of the two.
         """
-        is_one_choice = calibration.method == "temperature"
-        probabilities = calibrate(self.logits, calibration, not is_one_choice, () if is_one_choice else self.table.exclusive)
+        probabilities = self.probabilities(calibration)
         ours = [self._auroc(self.logits, k) for k in range(len(self.labels))]
         theirs = [self._auroc(self.zero_shot, k) for k in range(len(self.labels))]
         made = [self._metric("auroc", label, statistic) for label, statistic in zip(self.labels, ours, strict=True)]
@@ -69,6 +68,11 @@ class Scored:
             is_normal[np.nansum(self.truth, axis=1) > 0] = 0.0
             made.append(self._metric("auroc", NORMAL, _among_known(auroc, normal, is_normal)))
         return tuple(metric for metric in made if math.isfinite(metric.value))
+
+    def probabilities(self, how: Calibration) -> Floats:
+        """(N, K) by that calibration."""
+        is_one_choice = self.table.is_one_choice
+        return calibrate(self.logits, how, not is_one_choice, () if is_one_choice else self.table.exclusive)
 
     def mean_auroc(self) -> float:
         statistics = [self._auroc(self.logits, k) for k in range(len(self.labels))]

@@ -40,6 +40,11 @@ class LabelTable:
         return tuple(tuple(places[label] for label in group.labels) for group in self.groups if not group.multi_label)
 
     @property
+    def is_one_choice(self) -> bool:
+        """Whether all labels are the classes of one choice."""
+        return len(self.exclusive) == len(self.groups) == 1
+
+    @property
     def is_multi_label(self) -> bool:
         """Whether no film's labels exclude one another."""
         return not self.exclusive

@@ -23,7 +23,16 @@ from serving.api.service import Asked, Service, service_of, value_of
 from serving.http_errors import internal_error
 from serving.messages import Outcome
 from serving.openai_shapes import DONE, ChatShape, error_event
-from serving.schemas.chat import ChatAnswer, ChatBody, ChatExtras, Evidence, Logprobs, Usage
+from serving.schemas.chat import (
+    INDEPENDENT,
+    INDEPENDENT_BELOW,
+    ChatAnswer,
+    ChatBody,
+    ChatExtras,
+    Evidence,
+    Logprobs,
+    Usage,
+)
 from serving.schemas.common import Provenance
 
 router = APIRouter(tags=["chat"])
@@ -149,10 +158,14 @@ def _usage(service: Service, asked: Asked) -> Usage:
 
 def _extras(conversation: Conversation, asked: Asked) -> ChatExtras:
     evidence = asked.value.get("evidence")
+    reliance = None if evidence is None else evidence.get("reliance")
+    notes = list(conversation.notes)
+    if reliance is not None and reliance < INDEPENDENT_BELOW:
+        notes.append(INDEPENDENT)
     return ChatExtras(
         evidence=None if evidence is None else Evidence.model_validate(evidence),
         film=film_report(conversation.film, conversation.include_film),
-        notes=list(conversation.notes),
+        notes=notes,
         provenance=Provenance.from_value(asked.value),
         timings=asked.timings,
     )

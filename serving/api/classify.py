@@ -13,7 +13,14 @@ from serving.api.answers import documented, item, json_answer, while_connected
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count
-from serving.schemas.classify import ClassifyAnswer, ClassifyBody, ClassifyItem, ConformalSet, LabelProbability
+from serving.schemas.classify import (
+    ClassifyAnswer,
+    ClassifyBody,
+    ClassifyItem,
+    ConformalSet,
+    ConformalVerdict,
+    LabelProbability,
+)
 from serving.schemas.common import FilmInput
 
 router = APIRouter(tags=["adapters"])
@@ -54,11 +61,19 @@ def classified(index: int, asked: Asked | VesaliusError, include_film: bool) -> 
 def _probabilities(value: Mapping[str, Any]) -> Iterator[LabelProbability]:
     labels = value["labels"]
     thresholds = value.get("thresholds") or [None] * len(labels)
-    for label, probability, logit, threshold in zip(labels, value["probabilities"], value["logits"], thresholds, strict=True):
+    sets = _conformal(value) or [None] * len(labels)
+    rows = zip(labels, value["probabilities"], value["logits"], thresholds, sets, strict=True)
+    for label, probability, logit, threshold, conformal in rows:
         yield LabelProbability(
             label=label,
             probability=probability,
             logit=logit,
             threshold=threshold,
             positive=None if threshold is None else probability >= threshold,
+            conformal=conformal,
         )
+
+
+def _conformal(value: Mapping[str, Any]) -> list[ConformalVerdict | None] | None:
+    found = value.get("conformal_sets")
+    return None if found is None else [ConformalVerdict(coverage=found["coverage"], set=one) for one in found["sets"]]

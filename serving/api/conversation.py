@@ -37,7 +37,7 @@ async def read_conversation(service: Service, body: ChatBody) -> Conversation:
     turns = _turns(body, service)
     films = _films(body)
     film = await service.decode(films[-1][1], films[-1][0], body) if films else None
-    options = {"maps": True} if body.vesalius.maps else {}
+    options = {"maps": body.vesalius.maps, "map_method": body.vesalius.map_method}
     request = service.request("chat", model, film=film, turns=turns, sampling=_sampling(body, service), options=options)
     notes: tuple[str, ...] = ()
     if len(films) > 1:

@@ -64,6 +64,10 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
+INDEPENDENT_BELOW = 0.1  # of reliance, which is 0 where the answer is as likely without the film
+INDEPENDENT = "The film did not matter for this answer: it would have been given without it as well."
+
+
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[ContentPart], BeforeValidator(_as_parts)]
@@ -87,6 +91,9 @@ class ChatOptions(Body):
     """The `vesalius` field of a question: what our server does beyond OpenAI's shape, only when asked."""
 
     maps: bool = Field(default=False, description="a heat map for every finding, in the answer's evidence")
+    map_method: Literal["dense", "gradcam", "layercam", "legrad"] = Field(
+        default="dense", description="how heat maps are made; legrad needs a tower with attention"
+    )
 
 
 class ChatBody(ImageBody):
@@ -144,13 +151,14 @@ class Finding(Answer):
 class HeatMap(Answer):
     """`grid` (rows of columns, 0 to 1) lies over the film as the model saw it; larger is more evidence for `label`.
 
-    low, high: what 0 and 1 stand for, as differences of cosines between "there is" and "there is no".
+    low, high: what 0 and 1 stand for; of method "dense", differences of cosines between "there is" and "there is no".
     """
 
     label: str
     grid: list[list[float]]
     low: float = 0.0
     high: float = 1.0
+    method: str = "dense"
 
 
 class Evidence(Answer):

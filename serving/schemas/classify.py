@@ -16,14 +16,25 @@ class ClassifyBody(ImageBody):
     model: str
 
 
+class ConformalVerdict(Answer):
+    """What can be said of a label so that a share of `coverage`, of films with it and of films without, is not told wrongly."""
+
+    coverage: float
+    set: Literal["present", "absent", "uncertain"]
+
+
 class LabelProbability(Answer):
-    """`positive` says whether the probability reaches the adapter's threshold for this label."""
+    """`positive` says whether the probability reaches the adapter's threshold for this label.
+
+    conformal: None where the adapter's card holds no conformal thresholds.
+    """
 
     label: str
     probability: float
     logit: float
     threshold: float | None = None
     positive: bool | None = None
+    conformal: ConformalVerdict | None = None
 
 
 class ConformalSet(Answer):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.card import AdapterCard
+from adapters.conformal import conformal_sets
 from adapters.tasks.classification import ClassificationResult, Classifier
 from serving.messages import Film, Request
 from serving.residency import Resident
@@ -44,6 +45,7 @@ class Classify:
             "thresholds": result.thresholds.tolist(),
             "normal": result.normal_probability,
             "conformal": conformal_set(card, result),
+            "conformal_sets": conformal_verdicts(card, result),
         }
 
 
@@ -51,6 +53,12 @@ def calibration_id(card: AdapterCard) -> str | None:
     """How its probabilities were calibrated, and on what; None where they were not."""
     how = card.calibration
     return None if how.method == "none" else f"{how.method} on {how.films} films of '{how.split}'"
+
+
+def conformal_verdicts(card: AdapterCard, result: ClassificationResult) -> Value | None:
+    """What can be said of each label at the card's coverage; None where the card says nothing of it."""
+    sets = conformal_sets(card.conformal, result.probabilities)
+    return None if sets is None else {"coverage": card.conformal.coverage, "sets": list(sets)}
 
 
 def conformal_set(card: AdapterCard, result: ClassificationResult) -> Value | None:

@@ -75,7 +75,7 @@ class Tools:
         """Whether this film is of a kind the model knows; without a gate every film is. features: of the base."""
         if self.gate is None:
             return GateVerdict(True, "", 0.0)
-        return self.gate.assess(gate_vectors(features)[0], film.modality)
+        return self.gate.assess(gate_vectors(features)[0], film.pixels, film.modality)
 
     def adapter_of(self, request: Request, pinned: set[str], doing: str) -> Resident:
         """The adapter a request names, resident and pinned. doing: for the sentence where it names none."""

@@ -21,6 +21,7 @@ from foundation.gate import GateVerdict
 from foundation.places import UNKNOWN, place_of
 from foundation.preprocess import normalise
 from foundation.prompt import FindingState, Turn
+from foundation.relevance import relevance_maps
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.messages import Batch, ChatTurn, Film, Outcome, Request, Sampling
@@ -226,6 +227,28 @@ def test_maps_asked_for_equal_a_direct_computation(engine: Engine, direct: Direc
             assert np.allclose(found, expected, atol=1e-4 * np.ptp(expected) + 1e-6)
 
 
+def test_maps_by_another_method_equal_that_method(engine: Engine, direct: Direct) -> None:
+    request = replace(chat(1, 3, "where is the nodule?"), options={"maps": True, "map_method": "legrad"})
+    *_, last = engine.answer(request)
+    assert last.value is not None
+    assert request.film is not None
+    pixels = torch.from_numpy(normalise(request.film.pixels, direct.backbone.contract))
+    for shown in last.value["evidence"]["maps"]:
+        assert shown["method"] == "legrad"
+        with torch.no_grad():
+            sides = [direct.backbone.encode_text(list(texts)).mean(0) for texts in finding_prompts(shown["label"])]
+        yes, no = (side / side.norm() for side in sides)
+        expected = relevance_maps(direct.backbone, pixels, (yes - no)[None], "legrad")[0].numpy()
+        found = shown["low"] + np.array(shown["grid"]) * (shown["high"] - shown["low"])
+        assert np.allclose(found, expected, atol=1e-3 * np.ptp(expected) + 2e-6)
+
+
+def test_a_method_that_is_not_known_is_refused_before_anything_runs(engine: Engine) -> None:
+    (only,) = engine.answer(replace(chat(1, 3, "where is the nodule?"), options={"map_method": "guesswork"}))
+    assert only.error_code == "invalid_request"
+    assert "dense, gradcam, layercam, legrad" in only.error_message
+
+
 def test_maps_are_only_made_when_asked_for(engine: Engine) -> None:
     *_, last = engine.answer(chat(1, 3, "where is the nodule?"))
     assert last.value is not None
@@ -331,7 +354,7 @@ def test_what_is_wrong_with_one_is_said_and_its_neighbour_is_answered(
 class CtOnly:
     """A gate that lets films in and CT out."""
 
-    def assess(self, vector: Any, modality: str = "") -> GateVerdict:
+    def assess(self, vector: Any, pixels: Any, modality: str = "") -> GateVerdict:
         return GateVerdict(modality != "CT", "a CT slice" if modality == "CT" else "", 0.0)
 
 

@@ -1,0 +1,43 @@
+"""Conformal verdicts: what can be said of a label at a stated coverage, from the card's two thresholds. Numpy only.
+
+    probability      0 ........... thresholds[k] ........... absent[k] ........... 1        (or the other way round)
+    is in the set    absent        absent, present           present
+
+Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding at least `coverage` keep
+"present" in their set, of films that do not at least `coverage` keep "absent". A set of both, or of neither, says that the
+film does not decide. Fitted by `training/conformal.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.card import Conformal
+
+ConformalSet = Literal["present", "absent", "uncertain"]
+
+
+def conformal_sets(conformal: Conformal, probabilities: npt.NDArray[np.float64]) -> tuple[ConformalSet, ...] | None:
+    """probabilities (K,) -> what is left for each label; None where the card has no thresholds.
+
+    Of classes that exclude each other (no `absent` thresholds): "present" for the only one that is left, "absent" for
+    those that are ruled out, "uncertain" for several that are left.
+    """
+    if conformal.coverage is None or not conformal.thresholds:
+        return None
+    may_be_present = probabilities >= np.array(conformal.thresholds)
+    if conformal.absent:
+        may_be_absent = probabilities <= np.array(conformal.absent)
+    else:
+        others = may_be_present.sum() - may_be_present
+        may_be_absent = ~may_be_present | (others > 0)
+    return tuple(_verdict(bool(p), bool(a)) for p, a in zip(may_be_present, may_be_absent, strict=True))
+
+
+def _verdict(may_be_present: bool, may_be_absent: bool) -> ConformalSet:
+    if may_be_present == may_be_absent:
+        return "uncertain"
+    return "present" if may_be_present else "absent"

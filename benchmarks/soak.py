@@ -1,0 +1,314 @@
+"""A long run with poison, callers who leave, and processes that are killed: is every other request answered, and rightly?
+
+    python -m benchmarks.soak --requests 20000 --report runs/soak.json          the full run
+    python -m benchmarks.soak --requests 2000                                   a short one
+
+The server runs in processes of its own, as `vesalius serve` starts it, over a tiny checkpoint (or --checkpoint bundled). Of
+the requests 1 % carry a film that is broken and must be refused, 5 % come from callers who leave, and now and then a decode or
+the engine process is killed. The truth of each film and text is asked for before all that, one at a time. Memory is that of the
+server and its processes; a process that was just replaced is smaller, so what is compared is the upper quartile after warm-up
+and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+HOUSE = Path(__file__).resolve().parent.parent
+ENGINE, DECODER = "serving.engine_process", "serving.decode_process"
+BODY = {"labels": ["effusion", "mass"], "templates": ["there is {}"]}
+POISON = b"\x89PNG\r\n\x1a\n" + b"not a picture" * 9
+FILMS, TEXTS = 48, 24
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of the server. kill_every: requests between two kills, on average; every third hits the engine.
+
+    patience_s: how long the server lets a request wait for a new engine; more on a machine that is busy with other things.
+    """
+
+    requests: int = 20_000
+    clients: int = 8
+    poison: float = 0.01
+    leaving: float = 0.05
+    kill_every: int = 250
+    seed: int = 0
+    checkpoint: str = ""
+    patience_s: float = 30.0
+
+
+@dataclass
+class Outcome:
+    """What came of it. wrong, lost: sentences, empty where all is well. memory_mb: of the server's tree over time."""
+
+    requests: int = 0
+    answered: int = 0
+    refused_poison: int = 0
+    left: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def memory_growth(self) -> float:
+        """The last quarter over the second quarter, upper quartiles, less one; 0 with fewer than eight samples."""
+        count = len(self.memory_mb) // 4
+        if count < 2:
+            return 0.0
+        warm, end = self.memory_mb[count : 2 * count], self.memory_mb[-count:]
+        return float(np.quantile(end, 0.75) / np.quantile(warm, 0.75) - 1)
+
+    @property
+    def is_clean(self) -> bool:
+        counted = self.answered + self.refused_poison + self.left
+        return not (self.wrong or self.lost) and counted == self.requests and self.memory_growth <= 0.10
+
+
+class Soak:
+    def __init__(self, http: httpx.AsyncClient, server: int, plan: Plan) -> None:
+        self.http, self.server, self.plan, self.outcome = http, server, plan, Outcome()
+        self._chance = random.Random(plan.seed)
+        self._truth: dict[str, Any] = {}
+
+    async def run(self) -> Outcome:
+        began = time.monotonic()
+        await self._learn_the_truth()
+        numbers = iter(range(self.plan.requests))
+        watching = asyncio.create_task(self._watch_memory())
+        await asyncio.gather(*(self._client(numbers) for _ in range(self.plan.clients)))
+        watching.cancel()
+        self.outcome.requests, self.outcome.seconds = self.plan.requests, round(time.monotonic() - began, 1)
+        return self.outcome
+
+    async def _learn_the_truth(self) -> None:
+        for name in (*(f"film {k}" for k in range(FILMS)), *(f"text {k}" for k in range(TEXTS))):
+            answer = await self._ask(name)
+            answer.raise_for_status()
+            self._truth[name] = numbers_of(answer)
+
+    async def _client(self, numbers: Iterator[int]) -> None:
+        for number in numbers:
+            draw = self._chance.random()
+            if self._chance.random() < 1 / self.plan.kill_every:
+                self._kill()
+            if draw < self.plan.poison:
+                await self._poison(number)
+            elif draw < self.plan.poison + self.plan.leaving:
+                await self._leave(number)
+            else:
+                await self._expect(number, self._chance.choice(list(self._truth)))
+
+    async def _expect(self, number: int, name: str) -> None:
+        try:
+            answer = await self._ask(name)
+        except httpx.HTTPError as error:
+            self.outcome.lost.append(f"request {number}, {name}: {type(error).__name__}")
+            return
+        self.outcome.statuses[str(answer.status_code)] += 1
+        if answer.status_code != 200:
+            self.outcome.wrong.append(f"request {number}, {name}: status {answer.status_code} {answer.text[:120]}")
+        elif not np.allclose(numbers_of(answer), self._truth[name], atol=TOLERANCE):
+            self.outcome.wrong.append(f"request {number}, {name}: other numbers than before")
+        else:
+            self.outcome.answered += 1
+
+    async def _poison(self, number: int) -> None:
+        try:
+            answer = await self.http.post("/v1/zero_shot", data=_fields(), files=[("file", ("film", POISON))])
+        except httpx.HTTPError as error:
+            self.outcome.lost.append(f"request {number}, poison: {type(error).__name__}")
+            return
+        self.outcome.statuses[str(answer.status_code)] += 1
+        if 400 <= answer.status_code < 500 and answer.status_code != 429:
+            self.outcome.refused_poison += 1
+        else:
+            self.outcome.wrong.append(f"request {number}, poison: status {answer.status_code}")
+
+    async def _leave(self, number: int) -> None:
+        """Ask, and be gone before the answer, or just after it."""
+        asking = asyncio.create_task(self._ask(f"film {number % FILMS}", stored=False))
+        await asyncio.sleep(self._chance.random() * 0.05)
+        asking.cancel()
+        with suppress(asyncio.CancelledError, httpx.HTTPError):
+            await asking
+        self.outcome.left += 1
+
+    async def _ask(self, name: str, *, stored: bool = True) -> httpx.Response:
+        kind, _, number = name.partition(" ")
+        headers = {} if stored and self._chance.random() < 0.5 else {"Cache-Control": "no-store"}
+        if kind == "text":
+            body = {"input": f"there is a nodule of {number} millimetres"}
+            return await self.http.post("/v1/embeddings", json=body, headers=headers)
+        files = [("file", ("film", film(int(number))))]
+        return await self.http.post("/v1/zero_shot", data=_fields(), files=files, headers=headers)
+
+    def _kill(self) -> None:
+        module = ENGINE if sum(self.outcome.kills.values()) % 3 == 2 else DECODER
+        held = children(self.server, module)
+        if held:
+            with suppress(ProcessLookupError):
+                os.kill(self._chance.choice(held), signal.SIGKILL)
+            self.outcome.kills[module] += 1
+
+    async def _watch_memory(self) -> None:
+        while True:
+            self.outcome.memory_mb.append(memory_mb(self.server))
+            await asyncio.sleep(1.0)
+
+
+def film(seed: int) -> bytes:
+    from PIL import Image
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.kron(coarse, np.ones((12, 12), np.uint8))).save(file, "PNG")
+    return file.getvalue()
+
+
+def numbers_of(answer: httpx.Response) -> list[float]:
+    """The numbers of an answer, in its order."""
+    data = answer.json()["data"]
+    if "embedding" in data[0]:
+        return [float(value) for value in data[0]["embedding"]]
+    return [float(one["logit"]) for one in sorted(data[0]["scores"], key=lambda one: str(one["label"]))]
+
+
+def _fields() -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in BODY.items()}
+
+
+# --- the server and its processes ------------------------------------------------------------------------------------
+
+
+def children(parent: int, module: str = "") -> list[int]:
+    """Processes whose parent this is, of one module where it is named."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and (not module or module.encode() in words):
+                found.append(int(folder.name))
+    return found
+
+
+def memory_mb(server: int) -> float:
+    """Resident memory of the server and its processes."""
+    total = 0
+    for process in (server, *children(server)):
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+    return round(total / 1024, 1)
+
+
+@contextmanager
+def serve(checkpoint: str, home: Path, patience_s: float) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: its address and its number."""
+    command = [sys.executable, "-m", "benchmarks.soak", "--serve", checkpoint, "--patience", str(patience_s)]
+    environment = {**os.environ, "VESALIUS_HOME": str(home), "PYTHONPATH": str(HOUSE)}
+    environment.pop("VESALIUS_API_KEY", None)
+    log = (home / "server.log").open("w")
+    server = subprocess.Popen(command, cwd=HOUSE, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if "listens on" not in line:
+            raise SystemExit(f"the server did not start:\n{(home / 'server.log').read_text()[-2000:]}")
+        yield line.split()[-1], server.pid
+    finally:
+        server.terminate()
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+def run_server(checkpoint: str, patience_s: float) -> None:
+    """What `serve` starts: it says its address and serves until it is told to end."""
+    from serving.config import EngineConfig, ServerConfig
+    from serving.server import run
+
+    engine = EngineConfig(checkpoint=checkpoint)
+    config = ServerConfig(port=0, engine=engine, start_limit_s=900.0, restart_patience_s=patience_s)
+    asyncio.run(run(config, lambda url, _: print(f"listens on {url}", flush=True)))
+
+
+async def soak(url: str, server: int, plan: Plan) -> Outcome:
+    limits = httpx.Limits(max_connections=plan.clients * 2)
+    async with httpx.AsyncClient(base_url=url, timeout=400, trust_env=False, limits=limits) as http:
+        return await Soak(http, server, plan).run()
+
+
+def run(plan: Plan) -> Outcome:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        checkpoint = plan.checkpoint
+        if not checkpoint:
+            from foundation.tiny import make_tiny_checkpoint
+
+            checkpoint = str(make_tiny_checkpoint(home / "tiny"))
+        with serve(checkpoint, home, plan.patience_s) as (url, server):
+            return asyncio.run(soak(url, server, plan))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--requests", type=int, default=Plan.requests)
+    parser.add_argument("--clients", type=int, default=Plan.clients)
+    parser.add_argument("--kill-every", type=int, default=Plan.kill_every)
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--checkpoint", default="", help="a folder or 'bundled'; a tiny one is made where none is given")
+    parser.add_argument("--patience", type=float, default=Plan.patience_s, help="seconds a request waits for a new engine")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.serve:
+        run_server(chosen.serve, chosen.patience)
+        return 0
+    plan = Plan(
+        chosen.requests,
+        chosen.clients,
+        kill_every=chosen.kill_every,
+        seed=chosen.seed,
+        checkpoint=chosen.checkpoint,
+        patience_s=chosen.patience,
+    )
+    outcome = run(plan)
+    told = asdict(outcome) | {"plan": asdict(plan), "memory_growth": outcome.memory_growth, "clean": outcome.is_clean}
+    told["memory_mb"] = {"first": outcome.memory_mb[:1], "highest": max(outcome.memory_mb), "last": outcome.memory_mb[-1:]}
+    text = json.dumps(told, indent=1)
+    print(text)
+    if chosen.report:
+        chosen.report.parent.mkdir(parents=True, exist_ok=True)
+        chosen.report.write_text(text + "\n", encoding="utf-8")
+    return 0 if outcome.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
