@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapters.card import AdapterCard, BaseRecord, Calibration, Conformal
 from adapters.files import Adapter
 from adapters.lora import LoraPair, LoraSpec, LoraWeights, targets_from
-from adapters.tasks import anomaly, classification, fusion, segmentation
+from adapters.tasks import account, anomaly, classification, fusion, fusion_head, segmentation
 from adapters.tasks.tabular import TabularField
 from foundation.backbone import Backbone, ImageFeatures
 from foundation.decoder import Decoder
@@ -137,17 +137,18 @@ def _fake_fusion(
     backbone: Backbone | FakeBackbone, widths: Sequence[int], generator: torch.Generator
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Films, notes, and a laboratory of one number and one word."""
-    shape = fusion.HeadShape(backbone.embed_dim, backbone.width, widths[-2], film=4, patch=3, note=3, width=8, members=2)
+    shape = fusion_head.HeadShape(backbone.embed_dim, backbone.width, widths[-2], film=4, patch=3, note=3, width=8, members=2)
     modalities = ("film", "note", "laboratory")
     fields = (
         TabularField("crp", "laboratory", unit="mg/L", low=0.0, high=1000.0, seen_low=1.0, seen_high=300.0),
         TabularField("sex", "laboratory", kind="category", categories=("F", "M")),
     )
-    head = _drawn(fusion.FusionHead(shape, modalities, fields), generator)
+    head = _drawn(fusion_head.FusionHead(shape, modalities, fields), generator)
     head.spread.abs_().add_(0.5)
     head.knots.copy_(head.knots.sort(dim=1).values)
-    subsets = fusion.subsets_of(modalities)
-    rules = [asdict(fusion.SubsetRule(one, one[0] if len(one) == 1 else fusion.JOINT, 0.8, 0.1, 10)) for one in subsets]
+    subsets = account.subsets_of(modalities)
+    methods = [one[0] if len(one) == 1 else fusion_head.JOINT for one in subsets]
+    rules = [asdict(fusion.SubsetRule(one, method, one[0], 0.8, 0.1, 10)) for one, method in zip(subsets, methods, strict=True)]
     options = {"shape": asdict(shape), "modalities": list(modalities), "fields": [asdict(field) for field in fields]}
     return head, {**options, "rules": rules, "prior": -0.7, "conformal_absent": 0.3}
 

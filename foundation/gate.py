@@ -113,7 +113,11 @@ class Gate:
             part: kind(**{field.name: tensors[f"{part}.{field.name}"] for field in fields(kind)})
             for part, kind in _PARTS.items()
         }
-        gate = cls(parts["looks"], parts["distance"], *map(float, tensors["limits"]), tuple(json.loads(words)))  # type: ignore[arg-type]
+        odds_limit, distance_limit = map(float, tensors["limits"])
+        looks, distance = parts["looks"], parts["distance"]
+        assert isinstance(looks, Looks)
+        assert isinstance(distance, Distance)
+        gate = cls(looks, distance, odds_limit, distance_limit, tuple(json.loads(words)))
         if gate.looks.hidden.shape[0] != LOOK_WIDTH or gate.looks.out.shape[1] != 1 + len(gate.kind_words):
             raise CheckpointRefused(f"{GATE_FILE} does not fit this version. Fit it anew: python -m training.fit_gate.")
         return gate

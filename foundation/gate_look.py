@@ -52,7 +52,7 @@ def is_coloured(pixels: Greys) -> bool:
 def _roughness(steps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     count = len(steps)
     cells: Any = np.abs(steps).reshape(count, EDGE_CELLS, EDGE_CELL, EDGE_CELLS, EDGE_CELL).mean((2, 4))
-    return np.sqrt(cells.reshape(count, -1), dtype=np.float32) * 5
+    return np.asarray(np.sqrt(cells.reshape(count, -1), dtype=np.float32) * 5)
 
 
 def _at_size(film: Greys) -> Greys:

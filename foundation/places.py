@@ -49,14 +49,14 @@ UNKNOWN: Final = Place()
 
 def place_of(name: str, likeness: npt.NDArray[np.floating]) -> Place:
     """likeness: the map of finding `name`, (h, w), as told at the top of this file."""
-    likeness = np.asarray(likeness, dtype=np.float64)
-    low, peak = float(likeness.min()), float(likeness.max())
-    if name not in LATERAL or likeness.shape[1] < 2 or peak < _SPEAKS_FOR or peak - low < _FLAT:
+    heat: npt.NDArray[np.float64] = np.asarray(likeness, dtype=np.float64)
+    low, peak = float(heat.min()), float(heat.max())
+    if name not in LATERAL or heat.shape[1] < 2 or peak < _SPEAKS_FOR or peak - low < _FLAT:
         return UNKNOWN
-    side = _side(likeness, low)
+    side = _side(heat, low)
     if side is None or name not in ZONAL:
         return Place(side)
-    return Place(side, _zone(_half(likeness, side), low, peak))
+    return Place(side, _zone(_half(heat, side), low, peak))
 
 
 def _side(likeness: npt.NDArray[np.float64], low: float) -> Side | None:

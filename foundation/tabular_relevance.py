@@ -30,7 +30,8 @@ def tabular_relevance(score: Callable[[Tensor], Tensor], values: Tensor, baselin
     start = baseline.detach().float()
     end = torch.where(torch.isnan(values), start, values.detach().float())
     with torch.inference_mode(False), torch.enable_grad():
-        found = IntegratedGradients(score).attribute(end.clone()[None], start.clone()[None], n_steps=steps)[0].detach()
+        attributed = IntegratedGradients(score).attribute(end.clone()[None], start.clone()[None], n_steps=steps)
+    found: Tensor = attributed[0].detach()
     with torch.no_grad():
         owed = float(score(end[None])[0] - score(start[None])[0])
     if abs(float(found.sum()) - owed) > TOLERANCE * max(1e-6, float(found.abs().max()), abs(owed)):

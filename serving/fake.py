@@ -231,7 +231,7 @@ class FakeGateway:
 
     def _anomaly(self, request: Request) -> dict[str, Any]:
         assert request.film is not None
-        nothing = {"score": None, "p_value": None, "branches": {}, "normals": 0, "heat": None}
+        nothing: dict[str, Any] = {"score": None, "p_value": None, "branches": {}, "normals": 0, "heat": None}
         assessment = _assessment(request.film)
         return {**(strangeness(request.film) if assessment["assessed"] else nothing), **assessment}
 

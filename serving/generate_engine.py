@@ -25,7 +25,8 @@ from foundation.chat_folder import ChatFolder, open_chat_folder
 from foundation.errors import DeadlineExceeded, InvalidRequest, VesaliusError
 from foundation.sampling import StopMatcher
 from serving.config import EngineConfig
-from serving.engine import EngineFacts, fault
+from serving.engine import EngineFacts
+from serving.faults import fault
 from serving.generation import TOO_LATE
 from serving.messages import Batch, Outcome, Request
 from serving.transport import failure
@@ -212,7 +213,7 @@ class _Answer:
         return inputs.to(self._opened.model.device, dtype=self._opened.model.dtype)
 
 
-class _Pieces(TextStreamer):  # type: ignore[misc]
+class _Pieces(TextStreamer):
     """Text as it becomes certain, less the stop string and what comes after it."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], say: Any, ends: threading.Event) -> None:
@@ -232,7 +233,7 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
             self._say(shown)
 
 
-class _Ends(StoppingCriteria):  # type: ignore[misc]
+class _Ends(StoppingCriteria):
     def __init__(self, ends: threading.Event) -> None:
         self._ends = ends
 

@@ -110,7 +110,7 @@ class Residency:
         gone = [resident for resident in self._residents.values() if resident.name == name]
         for resident in gone:
             if resident.digest not in set(pinned):
-                self._drop(self._residents.evict(lambda digest, leaving=resident.digest: digest == leaving))
+                self._drop(self._residents.evict(resident.digest.__eq__))
         return bool(gone)
 
     def _stored(self, name: str) -> StoredAdapter:

@@ -26,6 +26,7 @@ from serving.audit import AuditLog
 from serving.auth import check_bind
 from serving.config import ServerConfig
 from serving.forwarding import ForwardingGateway
+from serving.gateway import Gateway
 from serving.home import home_folder
 from serving.keys import KEYS_FILE, ApiKey, KeyFile, KeyRing
 from serving.worker import Worker
@@ -50,7 +51,8 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
         forwarding = ForwardingGateway(worker, chat, config.engine.findings_adapter) if chat is not None else None
         try:
             trail.opened("server started")
-            app = create_app(forwarding or worker, limits=config.limits, keys=ring, trail=trail)
+            gateway: Gateway = forwarding or worker
+            app = create_app(gateway, limits=config.limits, keys=ring, trail=trail)
             server = Server(_uvicorn_config(config, app))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():

@@ -214,7 +214,8 @@ class _Layer:
 
     def attends(self, x: Tensor, shape: Sequence[int], is_fused: bool) -> Sequence[Tensor]:
         if is_fused:
-            return linear(x, *self._read).split(self._widths, 1)
+            parts: Sequence[Tensor] = linear(x, *self._read).split(self._widths, 1)
+            return parts
         return [_apply(one, x, shape) for one in self._reads]
 
     def speaks(self, x: Tensor, shape: Sequence[int], is_fused: bool) -> Tensor:

@@ -120,8 +120,12 @@ def _verdict_agrees(intent: QuestionIntent, answer: str, wanted: Sequence[Findin
 def _place_agrees(said: Mention, state: FindingState) -> bool:
     if state.name == "cardiomegaly":
         return True  # "in the middle of the chest" is no zone
-    sides = {"left", "right"} if state.side == "bilateral" else {state.side} - {None}
-    return said.sides == sides and said.zones == ({state.zone} - {None})
+    sides = ("left", "right") if state.side == "bilateral" else (state.side,)
+    return said.sides == _told(*sides) and said.zones == _told(state.zone)
+
+
+def _told(*words: str | None) -> frozenset[str]:
+    return frozenset(word for word in words if word)
 
 
 def _without_meaning(answer: str) -> str:

@@ -8,6 +8,7 @@ A finding lies on the side of the middle of its box; boxes on both sides make it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,9 +68,7 @@ def boxed_section(chat: Chat, rows: Sequence[Row], films: Sequence[Film], *, res
     measures = []
     for name, held in (("a side is told", told), ("right, where told", right)):
         values = np.array([np.mean(one) if one else np.nan for one in held])
-        measures.append(
-            Measure(name, draws.estimate(lambda weights, v=values: weighted_mean(v, weights)), "films", films=len(rows))
-        )
+        measures.append(Measure(name, draws.estimate(partial(weighted_mean, values)), "films", films=len(rows)))
     note = (
         '"Where is the ...?" of each finding that a radiologist has boxed, whether or not it reached its threshold. A finding '
         "below it is denied, and tells no side. Always naming one side is right about half the time."

@@ -41,7 +41,7 @@ class AdaptedDecoder(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(logits (A, V), target ids (A,)) of all answer tokens, row by row."""
-        return answer_logits(self.decoder, Lesson(batch["ids"], batch["is_answer"], batch["tokens"], ()))
+        return answer_logits(self.decoder, Lesson(batch["ids"], batch["is_answer"], batch["tokens"]))
 
     def groups(self, rate: float) -> list[ParameterGroup]:
         factors = [factor for layer in self._layers.values() for factor in (layer.lora_A, layer.lora_B)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,5 +145,5 @@ def _leans_right(pair: QaRow, said: ChatResult) -> bool:
 
 def _token_f1(truth: str, said: str) -> float:
     """SQuAD's: articles and punctuation do not count."""
-    target = {"answers": {"answer_start": [0], "text": [truth]}, "id": "0"}
+    target: Any = {"answers": {"answer_start": [0], "text": [truth]}, "id": "0"}
     return float(squad([{"prediction_text": said, "id": "0"}], [target])["f1"]) / 100

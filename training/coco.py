@@ -58,9 +58,12 @@ def read_coco(path: Path, problems: Notes) -> Iterator[tuple[int, dict[str, Any]
         yield number, {"image": image.get("file_name"), "id": str(image.get("id")), "labels": labels, **kept, FIELD: own}
 
 
-def class_mask(shapes: Sequence[Mapping[str, Any]], names: Sequence[str | int], height: int, width: int, row: int) -> Mask:
+def class_mask(
+    shapes: Sequence[Mapping[str, Any]], names: Sequence[str] | Sequence[int], size: tuple[int, int], row: int
+) -> Mask:
     """(H, W): where any shape of these categories (by name or id) lies. ManifestError names the row and what is wrong."""
-    mask = np.zeros((height, width), bool)
+    height, width = size
+    mask = np.zeros(size, bool)
     for shape in shapes:
         if shape["category"] in names or shape["category_id"] in names:
             mask |= _drawn(shape.get("segmentation"), height, width, row)

@@ -226,7 +226,7 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
     if task == anomaly.TASK:
         return anomaly_sections(Anomaly(*opened, options.min_count, lambda source: _supervised(job, adapter, source)))
     if task == chat_task.TASK:
-        asked = (job.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
+        asked = (job.checkpoint.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
         return question_sections(Questions(*asked, options.resamples, options.seed, options.min_count))
     if task == fusion.TASK:
         return fusion_sections(FusionCheck(*opened))

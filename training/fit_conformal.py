@@ -92,8 +92,8 @@ def truth_of(rows: Sequence[Row], labels: Sequence[str]) -> npt.NDArray[np.float
 
 def conformal_table(card: AdapterCard) -> str:
     """Markdown: a line a label."""
-    names = ("calibration error before", "calibration error", "brier before", "brier")
-    names += ("coverage where present", "coverage where absent", "undecided")
+    measured = ("calibration error before", "calibration error", "brier before", "brier")
+    names = (*measured, "coverage where present", "coverage where absent", "undecided")
     lines = [
         f"{card.name}: conformal sets at a stated coverage of {card.conformal.coverage}, fitted on '{card.conformal.split}', "
         "measured on 'test'.",

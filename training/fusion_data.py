@@ -169,7 +169,8 @@ def describe_fields(recipe: FusionDataRecipe, cases: Sequence[Case]) -> tuple[tu
         if asked.kind == CATEGORY:
             words = asked.categories or tuple(sorted({str(cell) for cell in cells if cell is not None}))
             plain = replace(plain, categories=words)
-        values = np.array([float(cell) for cell in cells if _is_value(plain, cell)]) if asked.kind == NUMBER else np.zeros(1)
+        numbers = [float(cell) for cell in cells if _is_value(plain, cell) and cell is not None]
+        values = np.array(numbers) if asked.kind == NUMBER else np.zeros(1)
         if not len(values) or (asked.kind == CATEGORY and not plain.categories):
             raise InvalidRequest(f"No training row has a value of the field {asked.name!r}; take it out.", param=asked.name)
         if asked.kind == NUMBER:

@@ -97,7 +97,7 @@ def split_parts(cases: Sequence[Case], folds: int, seed: int) -> tuple[Part, ...
     truth = np.array([case.truth for case in cases])
     if folds == 1:
         is_val = np.array([case.split == "val" for case in cases])
-        parts = (Part(np.flatnonzero(~is_val), np.flatnonzero(is_val)),)
+        parts: tuple[Part, ...] = (Part(np.flatnonzero(~is_val), np.flatnonzero(is_val)),)
     else:
         patients = [case.patient for case in cases]
         fewest = min(len({p for p, told in zip(patients, truth, strict=True) if told == kind}) for kind in (True, False))

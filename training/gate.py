@@ -118,8 +118,8 @@ def fit_gate(
     looks = fit_looks(films, kinds, recipe)
     distance = fit_distance(vectors, recipe.directions)
     odds, far = other_odds(looks.logits(film_looks(held_films))), distance.squared(held_vectors)
-    limits = (float(np.quantile(values, recipe.let_through)) for values in (odds, far))
-    return Gate(looks, distance, *limits, tuple(kinds))
+    odds_limit, distance_limit = (float(np.quantile(values, recipe.let_through)) for values in (odds, far))
+    return Gate(looks, distance, odds_limit, distance_limit, tuple(kinds))
 
 
 def fit_checkpoint_gate(

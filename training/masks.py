@@ -99,8 +99,8 @@ def read_masked(row: Row, recipes: Sequence[MaskRecipe]) -> tuple[MedicalImage, 
             continue
         if recipe.field == COCO_FIELD:
             for name, belonging in recipe.classes.items():
-                wanted = [*belonging] or [name]
-                masks.setdefault(name, class_mask(row.get(COCO_FIELD), wanted, *size, row.number))
+                wanted: Sequence[str] | Sequence[int] = belonging or [name]
+                masks.setdefault(name, class_mask(row.get(COCO_FIELD), wanted, (size[-2], size[-1]), row.number))
             continue
         values = _values(row, recipe.field, film.is_volume)
         if values.shape != size:

@@ -69,11 +69,11 @@ def _exposed(film: Films, random: Random) -> Films:
 
 
 def _noise(size: int, random: Random) -> Films:
-    cells = int(random.choice([size, random.integers(3, size)]))
+    cells = size if random.random() < 0.5 else int(random.integers(3, size))
     make = [
         lambda shape: random.random(shape),
         lambda shape: random.standard_normal(shape) * random.uniform(0.05, 0.3) + random.uniform(0.2, 0.8),
-        lambda shape: (random.random(shape) < random.uniform(0.05, 0.5)).astype(float),
+        lambda shape: np.less(random.random(shape), random.uniform(0.05, 0.5)).astype(float),
         lambda shape: np.repeat(random.random((shape[0], 1)), shape[1], 1),
     ][int(random.integers(4))]
     grid = make((cells, cells))
@@ -120,7 +120,8 @@ def _page(size: int, random: Random) -> Films:
 
 def _drawing(size: int, random: Random) -> Films:
     """Flat shapes and lines on an even or ramped ground."""
-    ground = np.linspace(*random.integers(0, 256, 2), size)[:, None] * np.ones((1, size))
+    first, last = random.uniform(0, 255, 2).tolist()
+    ground = np.linspace(first, last, size)[:, None] * np.ones((1, size))
     picture = Image.fromarray(np.clip(ground + random.standard_normal((size, size)) * 4, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(int(random.integers(2, 14))):

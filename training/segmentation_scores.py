@@ -7,7 +7,7 @@ that carry no spacing are measured as if they were `film_height_mm` high, or in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ def unit_of(film_height_mm: float) -> str:
 def score_masks(
     labels: Sequence[str],
     patients: Sequence[str],
-    pairs: Iterable[tuple[dict[str, Mask], dict[str, Mask], Ruler]],
+    pairs: Iterable[tuple[Mapping[str, Mask], Mapping[str, Mask], Ruler]],
     unit: str = "mm",
 ) -> SegmentationScores:
     """pairs: for each film its masks as found and the known true ones, in the film's geometry, and its ruler."""

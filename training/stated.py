@@ -86,7 +86,10 @@ class FilmReader:
             with self._bank.rows([self._slot] * len(pixels)):
                 states = self._adapted(self.backbone.encode_image(pixels))
         patches, tokens = self.backbone.patch_embeddings(base).float(), base.tokens.float().cpu()
-        return [SeenFilm(row, self._placed(*told, base.grid)) for row, *told in zip(tokens, states, patches, strict=True)]
+        return [
+            SeenFilm(row, self._placed(told, patch, base.grid))
+            for row, told, patch in zip(tokens, states, patches, strict=True)
+        ]
 
     def _placed(self, states: Sequence[FindingState], patches: Tensor, grid: tuple[int, int]) -> tuple[FindingState, ...]:
         """patches (N, E): what is present with its place and first of all, the most probable before the others."""

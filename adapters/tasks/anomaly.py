@@ -153,7 +153,8 @@ class AnomalyHead(nn.Module):
     def residuals(self, described: Tensor) -> Tensor:
         """(B, h, w, D) -> (B, h, w): length of what is left of each patch when the components have rebuilt it."""
         shown = described[..., : self.shape.memory_width] - self.centre
-        return (shown - shown @ self.components @ self.components.T).norm(dim=-1)
+        left: Tensor = (shown - shown @ self.components @ self.components.T).norm(dim=-1)
+        return left
 
     @torch.no_grad()
     def start_from_text(self, backbone: EncodesText, prompts: Prompts) -> None:

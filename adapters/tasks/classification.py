@@ -92,7 +92,8 @@ class ClassificationHead(nn.Module):
         logits: Tensor = self.text(features.embedding.float()) + (attention * values).sum(dim=1)
         if self.levels is None:
             return logits
-        return logits + self.levels(pool_levels(features.levels, self.levels.pools) if pooled is None else pooled)
+        read: Tensor = self.levels(pool_levels(features.levels, self.levels.pools) if pooled is None else pooled)
+        return logits + read
 
     def of_studies(self, features: HasFeatures, study: Tensor, pooled: Tensor | None = None) -> Tensor:
         """(number of studies, K): films (B, ...) and which study each is of, (B,), from 0 on; each study has a film."""

@@ -210,7 +210,8 @@ class FusionHead(nn.Module):
     def _expert(self, place: int, inputs: FusionInputs) -> Tensor:
         weights = self.experts[place]  # (K, P + 1)
         x = self.expert_features(self.modalities[place], inputs)
-        return (x @ weights[:, :-1].T + weights[:, -1]).T
+        logits: Tensor = (x @ weights[:, :-1].T + weights[:, -1]).T
+        return logits
 
     def expert_features(self, modality: str, inputs: FusionInputs) -> Tensor:
         """(B, P) what the modality's expert reads; zeros where it is absent."""
@@ -262,7 +263,7 @@ class FusionHead(nn.Module):
         knots = self.knots[place].double().cpu().numpy()
         below, above = np.searchsorted(knots, value, "left"), np.searchsorted(knots, value, "right")
         if above > below:  # on a knot, or on several: the middle of them
-            rank = (below + above - 1) / 2 / (KNOTS - 1)
+            rank = float(below + above - 1) / 2 / (KNOTS - 1)
         else:
             rank = float(np.interp(value, knots, np.linspace(0.0, 1.0, KNOTS)))
         return float(np.clip(scaled, -FARTHEST, FARTHEST)), 2.0 * rank - 1.0

@@ -31,7 +31,8 @@ class StudyPool(nn.Module):
         count = int(study.max()) + 1
         top = scores.new_full((count,), -torch.inf).scatter_reduce(0, study, scores.detach(), "amax")
         share = (scores - top[study]).exp()
-        return share / scores.new_zeros(count).index_add(0, study, share)[study]
+        weights: Tensor = share / scores.new_zeros(count).index_add(0, study, share)[study]
+        return weights
 
 
 def pool_studies(logits: Tensor, weights: Tensor, study: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def _check(service: Service, body: SegmentBody) -> ModelInfo:
     check_count("images", len(body.images), service.limits.max_images)
     check_count("labels", len(body.labels or ()), service.limits.max_labels, least=0)
     check_texts("labels", body.labels or (), service.limits.max_text_chars)
-    for film in (body, *body.images):
+    marked: tuple[SegmentBody | SegmentFilm, ...] = (body, *body.images)
+    for film in marked:
         check_count("points", len(film.points or ()), service.limits.max_marks, least=0)
         check_count("boxes", len(film.boxes or ()), service.limits.max_marks, least=0)
     return model

@@ -64,7 +64,9 @@ class SegmentBody(ImageBody):
     `application/x-nifti` one film is answered by a file instead of JSON.
     """
 
-    images: SegmentFilms = Field(default_factory=list, description="as elsewhere; each may have its own points and boxes")
+    images: SegmentFilms = Field(  # type: ignore[assignment]  # pydantic reads the narrower type
+        default_factory=list, description="as elsewhere; each may have its own points and boxes"
+    )
     model: str
     labels: Strings | None = None
     points: Points = Field(default_factory=list)
