@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS, make_phantom
@@ -19,6 +20,7 @@ from training.manifest import Row
 
 FIRST_SEED = 30_000_000  # apart from those of pretraining and of every check
 HELD_OUT_SEED = 40_000_000
+SIZES = (48, 2048)  # that a phantom can be drawn at
 SOURCE = "phantom"
 ALSO_CALLED = {
     "infiltration": ("consolidation", "edema", "atelectasis"),
@@ -34,13 +36,21 @@ def phantom_films(
     """`count` films (N, S, S, 1) uint8 at the model's size and the findings of each; kept in the cache folder."""
     target = folder / f"drawn-phantoms-{contract.size}-{first_seed}-{count}.npz"
     if not target.is_file():
-        made = [make_phantom(seed, contract.size) for seed in range(first_seed, first_seed + count)]
+        drawn = min(max(contract.size, SIZES[0]), SIZES[1])
+        made = [make_phantom(seed, drawn) for seed in range(first_seed, first_seed + count)]
         truth = np.stack([phantom.label_vector() for phantom in made])
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(target, films=np.stack([phantom.film for phantom in made])[..., None], truth=truth)
+        np.savez_compressed(target, films=np.stack([_fitted(phantom.film, contract.size) for phantom in made]), truth=truth)
     with np.load(target, allow_pickle=False) as held:
         findings = tuple(tuple(name for name, is_on in zip(FINDINGS, row, strict=True) if is_on) for row in held["truth"])
         return held["films"], findings
+
+
+def _fitted(film: Films, size: int) -> Films:
+    """(h, w) -> (size, size, 1), where the model's films are smaller or larger than a phantom can be drawn."""
+    if film.shape[0] != size:
+        film = np.asarray(Image.fromarray(film).resize((size, size), Image.Resampling.BILINEAR))
+    return film[..., None]
 
 
 def phantom_truth(findings: Sequence[Sequence[str]], labels: Sequence[str]) -> npt.NDArray[np.float32]:
