@@ -26,6 +26,7 @@ from foundation.errors import EngineUnavailable, Overloaded, VesaliusError
 from serving.chat_backend import ChatBackend
 from serving.config import FINDINGS_ADAPTER
 from serving.gateway import Gateway, ModelInfo, Readiness, next_request_id
+from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 from serving.refusal import not_assessed
 from serving.transport import failure
@@ -54,6 +55,12 @@ class ForwardingGateway:
 
     async def decode(self, raw: RawFilm) -> Film:
         return await self._behind.decode(raw)
+
+    async def mask_file(self, wanted: MaskFile) -> bytes:
+        return await self._behind.mask_file(wanted)
+
+    async def administer(self, request: Request) -> Outcome:
+        return await self._behind.administer(request)
 
     async def ask(self, request: Request) -> Outcome:
         return await self._behind.ask(request)

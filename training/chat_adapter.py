@@ -72,7 +72,8 @@ class ChatTrainee:
         return stack([self._written(draw) for draw in draws], self._pad_id)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
-        return per_answer(*model(batch), batch["is_answer"]).mean(), {}
+        logits, targets = model(batch)
+        return per_answer(logits, targets, batch["is_answer"]).mean(), {}
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         device = next(model.parameters()).device

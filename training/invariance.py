@@ -75,8 +75,9 @@ class InvarianceTrainee:
         """Batches of (film, view): every film once, in one of its altered views."""
         random = np.random.default_rng((self.seed, epoch))
         count, views = self.trunk["train"].hidden.shape[:2]
-        shown = [int(view) for view in random.integers(1, views, count)]
-        draws = list(zip([int(film) for film in random.permutation(count)], shown, strict=True))
+        shown: list[int] = random.integers(1, views, count).tolist()
+        order: list[int] = random.permutation(np.arange(count)).tolist()
+        draws = list(zip(order, shown, strict=True))
         return [draws[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
 
     def load(self, draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
