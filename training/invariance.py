@@ -75,7 +75,7 @@ class InvarianceTrainee:
         """Batches of (film, view): every film once, in one of its altered views."""
         random = np.random.default_rng((self.seed, epoch))
         count, views = self.trunk["train"].hidden.shape[:2]
-        shown: list[int] = random.integers(1, views, count).tolist()
+        shown: list[int] = np.asarray(random.integers(1, views, size=count)).tolist()
         order: list[int] = random.permutation(np.arange(count)).tolist()
         draws = list(zip(order, shown, strict=True))
         return [draws[start : start + self.batch_size] for start in range(0, count, self.batch_size)]

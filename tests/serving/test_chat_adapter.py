@@ -23,8 +23,9 @@ from foundation.prompt import Turn
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork
 from serving.config import EngineConfig, ServerConfig
-from serving.engine import Engine, _view_key
+from serving.engine import Engine
 from serving.evidence import reliance
+from serving.looks import view_key
 from serving.messages import Batch, ChatTurn, Outcome, Request, Sampling
 from serving.worker import Worker
 from serving.works import Seen
@@ -104,18 +105,21 @@ def test_training_builds_the_prompt_that_serving_builds(place: Path, findings: s
     request = chat(1, "chat-1", film=3)
     with torch.inference_mode():
         work = ChatWork.of(request, engine._tools, set())
-        features = engine._look([(request, view) for view in work.views])
+        views = (*work.views, *work.without_views)
+        features = engine.looks.at([(request, view) for view in views])
         texts = engine._read([(request, text) for text in work.texts])
-        own = tuple(features[_view_key(view)] for view in work.views)
-        seen = Seen(own, torch.stack([texts[text] for text in work.texts]))
-        served = work.open(seen)
+        read = torch.stack([texts[text] for text in work.texts])
+        served = work.open(Seen(tuple(features[view_key(view)] for view in work.views), read))
+        pictures = work.pictures(Seen(tuple(features[view_key(view)] for view in views), read))
+    assert served.picture is not None
+    assert served.picture.findings == pictures[0].findings
     backbone = open_checkpoint(place / "checkpoint").backbone
     reader = FilmReader(backbone, open_findings(findings, backbone, AdapterStore(place / "adapters")))
     pixels = noise_film(3).pixels
     trained = reader.see_films([pixels, blank(pixels), shuffled(pixels)])
     decoder = Decoder.load(place / "checkpoint")
     prompts = []
-    for picture, film in zip(served.pictures, trained, strict=True):
+    for picture, film in zip(pictures, trained, strict=True):
         theirs = decoder.prompt_ids(served.turns, picture.findings, len(picture.tokens))
         ours = decoder.prompt_ids((Turn("user", QUESTION),), film.findings, len(film.tokens))
         assert ours == theirs
