@@ -294,7 +294,7 @@ def test_answers_are_held_against_what_was_stated() -> None:
         return {f"{one.name}, {one.by}": one.estimate.value for one in sections[1].measures}
 
     right = told("Yes. There is a pleural effusion on the right (31%).")
-    assert right["yes or no, closed questions"] > 0.4  # "is the film normal?" is not answered by yes
+    assert 0 < right["yes or no, closed questions"] < 1  # yes is right of the effusion, and wrong of "is the film normal?"
     assert right["percentages, descriptions"] == right["findings named, descriptions"] == right["places, descriptions"] == 1
     assert right["says that it is not assessed, what is not stated"] == 1
     assert told("Yes. There is a pleural effusion on the right (41%).")["percentages, descriptions"] == 0
