@@ -5,6 +5,8 @@
     layercam   the level before it, each place weighed by its own gradient (Jiang 2021)        every tower; finer places
     legrad     gradients of every layer's attention, layer by layer (Bousselham 2024)          towers with attention
 
+A class token is pooled alone: what patches hold after the last block reaches no score. There gradcam looks a block earlier.
+
 The score explained is the cosine between the film's embedding and a direction of the embedding space, such as "there is"
 minus "there is no". A map says what the score leans on, not what is in the film: `training/explanations.py` measures how often
 its peak lies on the finding.
@@ -54,7 +56,16 @@ def relevance_maps(backbone: Backbone, pixels: Tensor, directions: Tensor, metho
             return _dense(backbone, film, wanted)
         if method == "legrad":
             return _legrad(tower, film, wanted)
-        return _by_gradient(tower, film, wanted, tower.taps[-1 if method == "gradcam" else -2], method)
+        return _by_gradient(tower, film, wanted, gradcam_block(tower, film) if method == "gradcam" else tower.taps[-2], method)
+
+
+def gradcam_block(tower: ImageTower, film: Tensor) -> int:
+    """The last block after which patches can still move the embedding: the last of all, unless a class token is pooled alone."""
+    ended = tower.run(tower.embed(film)).hidden
+    emptied = ended.clone()
+    emptied[:, tower.prefix_tokens :] = 0
+    last = len(tower.blocks) - 1
+    return last - 1 if torch.equal(tower.pool(emptied), tower.pool(ended)) else last
 
 
 def _dense(backbone: Backbone, film: Tensor, directions: Tensor) -> Tensor:
