@@ -60,7 +60,7 @@ def relevance_maps(backbone: Backbone, pixels: Tensor, directions: Tensor, metho
 
 
 def gradcam_block(tower: ImageTower, film: Tensor) -> int:
-    """The last block after which patches can still move the embedding: the last of all, unless a class token is pooled alone."""
+    """The last block after which patches can still move the embedding: the last, unless a class token is pooled alone."""
     ended = tower.run(tower.embed(film)).hidden
     emptied = ended.clone()
     emptied[:, tower.prefix_tokens :] = 0

@@ -36,6 +36,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | getattr(record, "facts", {}), ensure_ascii=True)
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at the time: whoever put another in its place may have closed the one before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _places(error: BaseException) -> str:
     """What kind of error, and where; not what it says."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
@@ -44,7 +52,7 @@ def _places(error: BaseException) -> str:
 
 def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Send every logger of this process here. Libraries are heard from WARNING on."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

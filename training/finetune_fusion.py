@@ -32,6 +32,7 @@ from training.fusion_data import (
     Case,
     FieldStatistics,
     FusionDataRecipe,
+    check_columns,
     describe_fields,
     outcome_of,
     patient_weights,
@@ -99,6 +100,8 @@ Job = FinetuneJob[FusionRecipe]
 
 def fusion_rows(rows: Manifest, recipe: FusionRecipe) -> Manifest:
     """The rows of which the outcome is told (of a case, any of its rows)."""
+    if rows.rows:
+        check_columns(rows.rows, recipe.data)
     if recipe.data.case:
         return rows
     return rows.select(lambda row: outcome_of(row, recipe.data.outcome) is not None)

@@ -20,6 +20,7 @@ from adapters.tasks.tabular import CATEGORY, KINDS, NUMBER, VALUE, Cell, Tabular
 from foundation.errors import InvalidRequest, ManifestError
 from training.finetune_recipe import RowsRecipe
 from training.manifest import Row
+from training.manifest_row import FIELDS
 
 Floats = npt.NDArray[np.float64]
 MADE_OF_QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
@@ -30,7 +31,7 @@ class OutcomeRecipe:
     """What is predicted. column: where it stands (`tabular`, another field, or "labels", which holds `label` or not).
 
     positive, negative: the words that mean yes and no, other rows telling nothing; without them any value means yes and
-    null means no.
+    null means no; a row without the column tells nothing.
     """
 
     label: str
@@ -129,7 +130,8 @@ def outcome_of(row: Row, outcome: OutcomeRecipe) -> bool | None:
         return outcome.label in row.labels if row.is_labelled else None
     value = value_of(row, outcome.column)
     if not outcome.positive and not outcome.negative:
-        return value is not None
+        has_column = outcome.column in FIELDS or outcome.column in row.tabular or outcome.column in row.extra
+        return value is not None if has_column else None
     word = None if value is None else str(value)
     return True if word in outcome.positive else False if word in outcome.negative else None
 
@@ -142,7 +144,7 @@ def value_of(row: Row, name: str) -> Cell:
 
 def read_cases(rows: Sequence[Row], recipe: FusionDataRecipe) -> tuple[Case, ...]:
     """The cases whose outcome is told, in the order of the rows; cells that cannot be their field's name row and remedy."""
-    _check_columns(rows, recipe)
+    check_columns(rows, recipe)
     held: dict[str, list[Row]] = {}
     for row in rows:
         held.setdefault(str(row.get(recipe.case)) if recipe.case else row.id, []).append(row)
@@ -169,8 +171,7 @@ def describe_fields(recipe: FusionDataRecipe, cases: Sequence[Case]) -> tuple[tu
         if asked.kind == CATEGORY:
             words = asked.categories or tuple(sorted({str(cell) for cell in cells if cell is not None}))
             plain = replace(plain, categories=words)
-        numbers = [float(cell) for cell in cells if _is_value(plain, cell) and cell is not None]
-        values = np.array(numbers) if asked.kind == NUMBER else np.zeros(1)
+        values = np.zeros(1) if asked.kind == CATEGORY else np.array([value for cell in cells for value in _value(plain, cell)])
         if not len(values) or (asked.kind == CATEGORY and not plain.categories):
             raise InvalidRequest(f"No training row has a value of the field {asked.name!r}; take it out.", param=asked.name)
         if asked.kind == NUMBER:
@@ -190,8 +191,10 @@ def patient_weights(cases: Sequence[Case], balance: float) -> Floats:
     return np.asarray(weights / weights.mean())
 
 
-def _is_value(field: TabularField, cell: Cell) -> bool:
-    return field.read(cell)[0] == VALUE
+def _value(field: TabularField, cell: Cell) -> tuple[float, ...]:
+    """The number in the cell of a number's field; none where it is missing or beyond detection."""
+    state, value = field.read(cell)
+    return (float(value),) if state == VALUE and value is not None else ()
 
 
 def _plain(asked: FieldRecipe) -> TabularField:
@@ -201,7 +204,8 @@ def _plain(asked: FieldRecipe) -> TabularField:
     )
 
 
-def _check_columns(rows: Sequence[Row], recipe: FusionDataRecipe) -> None:
+def check_columns(rows: Sequence[Row], recipe: FusionDataRecipe) -> None:
+    """Raises InvalidRequest naming a field of the recipe that no row has."""
     names = [recipe.outcome.column, *(field.name for field in recipe.field)]
     names += [field.known_by for field in recipe.field if field.known_by]
     for name in (*names, *((recipe.case,) if recipe.case else ())):

@@ -85,7 +85,7 @@ def test_many_windows_draw_finer_borders(contract: InputContract) -> None:
 
 def test_a_lone_spot_is_dropped_where_a_class_has_one_part() -> None:
     image = block()
-    image.pixels[5, 2:6, 2:6] = 1000  # type: ignore[index]
+    image.pixels[5, 4:12, 36:44] = 1000  # type: ignore[index]
     assert segment_volume(segmenter(), encode, image, CONTRACT).mask("glow")[5].any()
     assert not segment_volume(segmenter(parts=1), encode, image, CONTRACT).mask("glow")[5].any()
 

@@ -155,7 +155,7 @@ def test_an_answer_streams_to_the_page_with_its_evidence(browser: Browser, serve
     growing = [one for one in messages if one["msg"] == "process_generating"]
     assert len(growing) > 3
     assert 'class=\\"bars\\"' in json.dumps(messages)
-    assert served.gateway.requests[-1].options == {"maps": True}
+    assert served.gateway.requests[-1].options == {"maps": True, "map_method": "dense"}
 
 
 def test_one_click_on_an_example_opens_it(browser: Browser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 from foundation.backbone import Backbone
 from foundation.checkpoint import open_checkpoint
 from foundation.errors import InvalidRequest
-from foundation.relevance import attention_weights, methods_of, relevance_maps
+from foundation.relevance import attention_weights, gradcam_block, methods_of, relevance_maps
 from foundation.tiny import make_tiny_checkpoint
+from foundation.towers import TrunkState
 
 
 @pytest.fixture(scope="module", params=["open_clip", "resnet", "biomedclip"])
@@ -43,21 +45,28 @@ def test_every_method_gives_a_map_of_each_direction_even_within_inference_mode(b
 
 
 def test_gradcam_is_the_gradient_of_the_score(backbone: Backbone) -> None:
-    """Against finite steps of one channel of the last level, everywhere at once."""
+    """Against finite steps of one channel at the block it looks at, everywhere at once."""
     tower, asked = backbone.image_tower.double(), directions(backbone, 1).double()
+
+    def score(state: TrunkState) -> torch.Tensor:
+        return (F.normalize(tower.pool(tower.run(state, after).hidden), dim=-1) @ asked[0]).squeeze()
+
     with torch.no_grad():
-        state = tower.run(tower.embed(film(backbone)[None].double()))
+        shown = film(backbone)[None].double()
+        after = gradcam_block(tower, shown) + 1
+        state = tower.run(tower.embed(shown), 0, after)
         slopes = torch.zeros(tower.width, dtype=torch.double)
         for channel in range(0, tower.width, max(1, tower.width // 16)):
             step = torch.zeros_like(state.hidden)
             step[:, tower.prefix_tokens :, channel] = 1e-5
-            high, low = (F.normalize(tower.pool(state.hidden + sign * step), dim=-1) @ asked[0] for sign in (1, -1))
-            slopes[channel] = (high - low).squeeze() / 2e-5 / (state.hidden.shape[1] - tower.prefix_tokens)
+            high, low = (score(replace(state, hidden=state.hidden + sign * step)) for sign in (1, -1))
+            slopes[channel] = (high - low) / 2e-5 / (state.hidden.shape[1] - tower.prefix_tokens)
         values = tower.as_map(state.hidden, state.grid)[0]
     leaf = state.hidden.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad((F.normalize(tower.pool(leaf), dim=-1) @ asked[0]).squeeze(), leaf)
+    (gradient,) = torch.autograd.grad(score(replace(state, hidden=leaf)), leaf)
     weights = tower.as_map(gradient, state.grid)[0].mean((1, 2))
     known = slopes != 0
+    assert known.sum() >= 16, "a score that no patch can move is not explained by patches"
     torch.testing.assert_close(weights[known], slopes[known], rtol=1e-4, atol=1e-9)
     expected = (weights[:, None, None] * values).sum(0).relu()
     tower.float()

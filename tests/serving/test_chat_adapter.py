@@ -163,7 +163,8 @@ def test_the_models_list_shows_chat_adapters_of_this_decoder_alone(place: Path) 
 
     async def listed(**changes: Any) -> dict[str, tuple[str, ...]]:
         config = ServerConfig(engine=EngineConfig(adapters_dir=str(place / "adapters")))
-        worker = Worker(config, SimpleNamespace(facts={**facts, **changes}))  # type: ignore[arg-type]
+        link = SimpleNamespace(config=config.engine, facts={**facts, **changes})
+        worker = Worker(config, link)  # type: ignore[arg-type]
         return {info.name: tuple(info.capabilities) for info in worker.models() if info.kind == "adapter"}
 
     assert asyncio.run(listed()) == {f"chat-{n}": ("chat",) for n in (1, 2, 3)} | {"cxr-findings": ("classify",)}

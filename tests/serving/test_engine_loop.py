@@ -40,7 +40,7 @@ class Records:
 
 def drive(*messages: dict[str, Any], now: float = 1.0) -> tuple[Records, list[dict[str, Any]]]:
     engine, sent = Records(), list[Any]()
-    loop = EngineLoop(engine, Scheduler(Budget(rows=6)), sent.append, clock=lambda: now)
+    loop = EngineLoop(engine, Scheduler(Budget(rows=3)), sent.append, clock=lambda: now)
     for message in messages:
         loop.inbox.put(message)
     while loop.step():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def test_log_lines_are_json_and_carry_the_requests_id(http: httpx.Client, log_te
     assert access["request"] == answer.headers["x-request-id"]
     assert (access["route"], access["status"], access["caller"]) == ("/v1/zero_shot", 400, "ward")
     assert lines[-1]["message"] == WITHHELD
+
+
+def test_standard_error_may_be_put_elsewhere_after_the_log_was_set_up(
+    log_text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", before)
+    configure()
+    logging.getLogger("serving.x").info("first")
+    before.close()
+    monkeypatch.setattr(sys, "stderr", after)
+    logging.getLogger("serving.x").info("second")
+    assert [json.loads(line)["message"] for line in after.getvalue().splitlines()] == ["second"]
 
 
 def test_an_error_logged_below_a_request_carries_its_id(

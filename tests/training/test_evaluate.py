@@ -23,6 +23,7 @@ from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
 from foundation.prompt import FindingState
 from foundation.prompts import prompt_pair
+from foundation.questions import interpret_question
 from training import baselines
 from training.agreement import sides_in, yes_or_no, zones_in
 from training.box_check import boxed_section, boxed_sides
@@ -283,7 +284,8 @@ class Parrot:
         self.form = form
 
     def answer(self, film: np.ndarray, question: str) -> Answer:
-        if "effusion" not in question and "film" not in question:
+        asked = interpret_question(question)
+        if asked.term or not set(asked.findings) <= {one.name for one in self.stated}:
             return Answer("It was not assessed on this film.", stated=self.stated)
         return Answer(self.form, stated=self.stated)
 

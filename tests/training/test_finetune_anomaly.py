@@ -144,7 +144,7 @@ def test_the_folder_refuses(made: FinetuneResult) -> None:
 
 
 def test_the_report(made: FinetuneResult, manifest: Path, tmp_path: Path) -> None:
-    opened = SimpleNamespace(backbone=Patched("visformer"), passport=SimpleNamespace(licence=""))
+    opened = SimpleNamespace(backbone=Patched("visformer"), folder=Path("no-such-folder"), passport=SimpleNamespace(licence=""))
     options = Options(resamples=20, min_count=5, baselines=("hog",), baseline_cache=str(tmp_path / "kept"))
     given = {"report_dir": tmp_path / "report", "checkpoint": opened, "options": options, "log": lambda _: None}
     report = evaluate(str(made.adapter), manifest, **given)

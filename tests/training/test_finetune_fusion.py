@@ -173,6 +173,14 @@ def test_a_value_from_after_the_film_is_not_known(tmp_path: Path) -> None:
     assert all("offset" not in name for name in first.table)
 
 
+def test_a_row_without_the_outcomes_column_tells_nothing(tmp_path: Path) -> None:
+    """Films of other sources in the same manifest are not cases in which the outcome did not come."""
+    elsewhere = {"tabular": {"crp": 5.0, "crp_offset": 0.0}}
+    manifest = load_manifest(write_cases(tmp_path, 4, **{"0": elsewhere}))
+    assert manifest.rows[0].id not in {case.rows[0].id for case in read_cases(manifest.rows, recipe().data)}
+    assert len(read_cases(manifest.rows, recipe().data)) == 3
+
+
 def test_notes_lose_what_states_the_outcome(tmp_path: Path) -> None:
     manifest = load_manifest(
         write_cases(tmp_path, 3, **{"0": {"text": "Cough. Died in the ICU."}, "1": {"text": "Intubated."}})

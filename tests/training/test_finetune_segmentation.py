@@ -126,7 +126,7 @@ def test_the_folder_verifies_and_refuses(made: FinetuneResult, tmp_path: Path) -
 
 
 def test_the_report(made: FinetuneResult, manifest: Path, tmp_path: Path) -> None:
-    opened = SimpleNamespace(backbone=backbone(), passport=SimpleNamespace(licence=""))
+    opened = SimpleNamespace(backbone=backbone(), folder=Path("no-such-folder"), passport=SimpleNamespace(licence=""))
     before = {name: tensor.clone() for name, tensor in opened.backbone.image_tower.state_dict().items()}
     options = Options(resamples=20, min_count=3)
     given = {"report_dir": tmp_path / "report", "checkpoint": opened, "options": options, "log": lambda _: None}
@@ -151,7 +151,7 @@ def test_the_unet_stands_beside_it(
     made: FinetuneResult, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unet, "EPOCHS", 3)
-    opened = SimpleNamespace(backbone=backbone(), passport=SimpleNamespace(licence=""))
+    opened = SimpleNamespace(backbone=backbone(), folder=Path("no-such-folder"), passport=SimpleNamespace(licence=""))
     options = Options(resamples=20, min_count=3, baselines=("unet",), baseline_cache=str(tmp_path / "kept"))
     given = {"checkpoint": opened, "options": options, "log": lambda _: None}
     report = evaluate(str(made.adapter), manifest, **given)

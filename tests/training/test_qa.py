@@ -13,7 +13,8 @@ from PIL import Image
 from foundation.errors import ManifestError
 from foundation.prompt import Turn
 from training.manifest import load_manifest
-from training.qa import has_questions, read_questions
+from training.manifest_tables import Problems
+from training.qa import has_questions, read_llava, read_questions
 
 
 def film(folder: Path, name: str) -> str:
@@ -89,8 +90,10 @@ def test_llavas_faults_are_named_by_entry(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"row 2: image 'gone.png' is not a file"):
         load_manifest(llava(tmp_path, good, {**good, "image": "gone.png"}))
     (tmp_path / "llava.json").write_text("{}")
-    with pytest.raises(ManifestError, match="is no list"):
+    with pytest.raises(ManifestError, match="is not COCO's format"):  # an object is read as COCO's annotations
         load_manifest(tmp_path / "llava.json")
+    with pytest.raises(ManifestError, match="is no list: LLaVA's format is"):
+        list(read_llava(tmp_path / "llava.json", Problems(tmp_path / "llava.json")))
     (tmp_path / "llava.json").write_text("[\n{]")
     with pytest.raises(ManifestError, match="not valid JSON at line 2"):
         load_manifest(tmp_path / "llava.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import InvalidRequest
-from training.recipe import fill, read_recipe
+from training.recipe import RECIPES, fill, read_recipe
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], sentenc
 
 
 def test_an_unknown_recipe_is_answered_with_the_known() -> None:
-    with pytest.raises(InvalidRequest, match=r"no recipe 'nowhere'.*bundled, cxr-anomaly, cxr-findings, lungs"):
+    bundled = sorted(path.stem for path in RECIPES.iterdir() if path.suffix == ".toml")
+    assert {"cxr-findings", "lungs"} <= set(bundled)
+    with pytest.raises(InvalidRequest, match=f"no recipe 'nowhere'.*one of: {', '.join(bundled)}\\."):
         read_recipe("nowhere", Recipe)
 
 

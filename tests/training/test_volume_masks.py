@@ -71,7 +71,7 @@ def test_it_is_learnt_scored_and_reported_as_a_volume(tmp_path: Path) -> None:
     assert values["dice", "rod", "test"] > 0.5
     assert ("hd95 (mm, pixels where spacing is unknown)", "rod", "test") in values
     assert Segmenter.open(result.card, read_adapter(result.adapter, base).head).context == 1
-    opened = SimpleNamespace(backbone=base, passport=SimpleNamespace(licence=""))
+    opened = SimpleNamespace(backbone=base, folder=Path("no-such-folder"), passport=SimpleNamespace(licence=""))
     given = {"checkpoint": opened, "options": Options(resamples=10), "log": lambda _: None}
     report = evaluate(str(result.adapter), manifest, **given)
     assert report.find("dice", "rod", by="balls").value == pytest.approx(values["dice", "rod", "test"], abs=1e-3)
