@@ -2,8 +2,10 @@
 
     logits (N, K) = slope_k * start (N, K)  +  standardised features (N, F) @ weight.T  +  bias
 
-`start` is what the head says already (zero-shot), so that words and features are blended in one fit; only the weights are
-penalised. The penalty is the one of `penalties` that ranks the validation films best. Convex: no seed, no epochs.
+`start` is what the head says already (zero-shot), so that words and features are blended in one fit. Its slope is penalised
+as the weight of one more standardised feature: where the tower has learnt these very films, the words tell them too well, and
+a free slope would trust them. The penalty is the one of `penalties` that ranks the validation films best. Convex: no seed,
+no epochs.
 """
 
 from __future__ import annotations
@@ -99,14 +101,16 @@ def _minimise(
     place: Floats,
 ) -> Floats:
     features, labels = x.shape[1], truth.shape[1]
+    width = start.std(axis=0)
 
     def loss(at: Floats) -> tuple[float, Floats]:
         weight, bias, slope = _unpack(at, features, labels)
         logits = slope * start + x @ weight.T.astype(np.float32) + bias
         value, error = _cross_entropy(logits, truth, counts, exclusive)
-        total = value + 0.5 * penalty * float((weight**2).sum())
+        total = value + 0.5 * penalty * (float((weight**2).sum()) + float(((slope * width) ** 2).sum()))
         down = (error.T.astype(np.float32) @ x).astype(np.float64) + penalty * weight
-        return total, np.concatenate([down.ravel(), error.sum(axis=0), (error * start).sum(axis=0)])
+        told = (error * start).sum(axis=0) + penalty * slope * width**2
+        return total, np.concatenate([down.ravel(), error.sum(axis=0), told])
 
     return np.asarray(minimize(loss, place, jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "maxcor": 20}).x)
 
