@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- figure: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.S)
+HEADLINES = ("auroc", "zero-shot auroc mean", "boosting, zeros auroc", "boosting, NaN auroc", "dice", "hd95", "surface dice")
 BY = {"hog": "HOG + PCA + logistic regression", "cnn": "small CNN from scratch", "zero-shot": "Vesalius zero-shot"}
 
 
@@ -153,6 +154,25 @@ def gate() -> str:
     return table(["", "picture", "share assessed"], rows)
 
 
+def library() -> str:
+    """The other bundled adapters, from their own cards: what `vesalius finetune` measured once training was over."""
+    rows = []
+    for card in sorted((ROOT / "adapters" / "library").glob("*/card.json")):
+        content = json.loads(card.read_text(encoding="utf-8"))
+        if content["name"] == "cxr-findings":
+            continue
+        shown = [one for one in content["metrics"] if one["split"] not in ("val", "phantoms") and one["name"] in HEADLINES]
+        for one in shown:
+            measure = f"{one['name']} {one['label']}".strip()
+            rows.append([f"`{content['name']}`", one["split"], measure, _interval(one), str(one["films"])])
+    return table(["adapter", "split", "measure", "", "films"], rows)
+
+
+def _interval(one: dict[str, Any]) -> str:
+    bounds = "" if one["low"] is None else f" ({one['low']:.2f} to {one['high']:.2f})"
+    return f"{one['value']:.2f}{bounds}"
+
+
 def chat() -> str:
     """How often answers change with the film, and how often they are right."""
     told = Result.read("chat")
@@ -165,6 +185,7 @@ def chat() -> str:
 
 FIGURES: dict[str, Callable[[], str]] = {
     "summary": summary, "findings": findings, "views": views, "other": other, "phantoms": phantoms, "gate": gate, "chat": chat,
+    "library": library,
 }  # fmt: skip
 
 
