@@ -113,12 +113,8 @@ def test_the_public_client_lists_embeds_and_chats(client: openai.OpenAI) -> None
     assert "cxr-findings" in names
     base = names[0]
     by_default = client.embeddings.create(model=base, input=["pleural effusion", "no pleural effusion"])
-    as_float = client.embeddings.create(
-        model=base, input=["pleural effusion", "no pleural effusion"], encoding_format="float"
-    )
-    np.testing.assert_allclose(
-        [one.embedding for one in by_default.data], [one.embedding for one in as_float.data], atol=1e-6
-    )
+    as_float = client.embeddings.create(model=base, input=["pleural effusion", "no pleural effusion"], encoding_format="float")
+    np.testing.assert_allclose([one.embedding for one in by_default.data], [one.embedding for one in as_float.data], atol=1e-6)
     film = film_with("effusion")
     asked = question(film, "Is there an effusion?")
     whole = client.chat.completions.create(model=base, messages=asked)

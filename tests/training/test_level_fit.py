@@ -1,4 +1,4 @@
-"""The fit of the levels against scikit-learn's, on made features; unknown truth is left out, words count as one more feature."""
+"""The fit of the levels against scikit-learn's, on made features; unknown truth is left out, words are one more feature."""
 
 from __future__ import annotations
 
