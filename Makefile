@@ -32,7 +32,7 @@ test: install
 	$(BIN)/pytest
 
 bench: install
-	$(BIN)/python -m benchmarks.short
+	$(BIN)/python -m benchmarks.trunk_sharing --rounds 3
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -22,8 +22,8 @@ import numpy as np
 
 from adapters.store import AdapterStore
 from foundation.checkpoint import open_checkpoint
+from foundation.controls import blank
 from serving.engine import Engine
-from serving.evidence import blank
 from serving.messages import ChatTurn, Film, Request
 from training.chat_check import OPEN_QUESTION, choose_films, closed_questions
 from training.manifest import Row, load_manifest
