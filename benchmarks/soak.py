@@ -300,7 +300,7 @@ def main() -> int:
         patience_s=chosen.patience,
     )
     outcome = run(plan)
-    told = asdict(outcome) | {"plan": asdict(plan), "memory_growth": outcome.memory_growth, "clean": outcome.is_clean}
+    told = vars(outcome) | {"plan": asdict(plan), "memory_growth": outcome.memory_growth, "clean": outcome.is_clean}
     told["memory_mb"] = {"first": outcome.memory_mb[:1], "highest": max(outcome.memory_mb), "last": outcome.memory_mb[-1:]}
     text = json.dumps(told, indent=1)
     print(text)
