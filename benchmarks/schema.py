@@ -51,29 +51,14 @@ def main() -> int:
 def ask_everything(url: str, examples: int, seed: int) -> dict[str, Any]:
     """Every operation of the document at `url`, each `examples` times; statuses by operation, and what failed."""
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
 
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     statuses: dict[str, Counter[str]] = {}
     faults: list[str] = []
     for result in schema.get_all_operations():
         operation = result.ok()
-        told = statuses.setdefault(operation.label, Counter())
-
-        @seeded(seed)
-        @settings(
-            max_examples=examples, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        @given(case=operation.as_strategy())
-        def ask(case: Any, told: Counter[str] = told, label: str = operation.label) -> None:
-            answer = case.call()
-            told[str(answer.status_code)] += 1
-            if answer.status_code >= 500:
-                faults.append(f"{label}: {answer.status_code} for {case.as_curl_command()[:400]}")
-
-        ask()
+        statuses[operation.label], own = _ask(operation, examples, seed)
+        faults += own
     requests = sum(sum(told.values()) for told in statuses.values())
     return {
         "operations": len(statuses),
@@ -82,6 +67,29 @@ def ask_everything(url: str, examples: int, seed: int) -> dict[str, Any]:
         "faults": faults,
         "clean": not faults and requests > 0,
     }
+
+
+def _ask(operation: Any, examples: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Statuses of one operation's answers, and the requests that failed the server."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    told, faults = Counter[str](), list[str]()
+
+    @seeded(seed)
+    @settings(
+        max_examples=examples, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=operation.as_strategy())
+    def ask(case: Any) -> None:
+        answer = case.call()
+        told[str(answer.status_code)] += 1
+        if answer.status_code >= 500:
+            faults.append(f"{operation.label}: {answer.status_code} for {case.as_curl_command()[:400]}")
+
+    ask()
+    return told, faults
 
 
 @contextmanager

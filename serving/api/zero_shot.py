@@ -18,6 +18,7 @@ from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import ServerLimits, check_count, check_texts
 from serving.schemas.common import FilmInput
+from serving.schemas.parsing import parse_fields
 from serving.schemas.zero_shot import (
     HuggingFaceBody,
     LabelScore,
@@ -50,11 +51,14 @@ async def zero_shot_hugging_face(request: Request) -> Response:
     service = service_of(request)
     async with service.receive(request, HuggingFaceBody) as body:
         template = body.parameters.hypothesis_template
-        plain = ZeroShotBody(
-            model=body.model,
-            images=body.inputs,
-            labels=body.parameters.candidate_labels,
-            templates=None if template is None else [template],
+        plain = parse_fields(
+            ZeroShotBody,
+            {
+                "model": body.model,
+                "images": body.inputs,
+                "labels": body.parameters.candidate_labels,
+                "templates": None if template is None else [template],
+            },
         )
         answer = await while_connected(request, _answer(service, plain))
     return _hugging_face(answer, is_list=body.is_list)

@@ -132,6 +132,9 @@ def test_hugging_face_shapes(http: httpx.Client) -> None:
     assert several == [single, single]
     body = {"images": uri, "labels": parameters["candidate_labels"], "templates": "film: {}", "format": "hf"}
     assert http.post("/v1/zero_shot", json=body).json() == single
+    odd = {**parameters, "hypothesis_template": "no place for a label"}
+    named = http.post("/v1/zero_shot/hf", json={"inputs": uri, "parameters": odd})
+    assert (named.status_code, named.json()["error"]["param"]) == (400, "templates")
     refused = http.post("/v1/zero_shot/hf", files=files(color_picture()), data={"parameters": json.dumps(parameters)})
     assert refused.status_code == 400
     assert "a photograph" in error_of(refused)["message"]
