@@ -21,8 +21,9 @@ from pathlib import Path
 
 from foundation.checkpoint import open_checkpoint, write_passport
 from training.assemble import assemble
+from training.decoder_recipe import DecoderRecipe
 from training.gate import GateRecipe, fit_checkpoint_gate
-from training.instruct import DecoderRecipe, train_decoder
+from training.instruct import train_decoder
 from training.language import TextRecipe, distil_text_tower
 from training.pretrain import Pretraining, PretrainRecipe
 from training.recipe import read_recipe

@@ -21,7 +21,7 @@ from foundation.decoder import Decoder
 from foundation.prompt import Turn
 from training.chat_lessons import Course, Draw, Shelf, Written, sentence, stack, write
 from training.finetune_recipe import LoraRecipe
-from training.instruct import Lesson, answer_logits
+from training.lessons import Lesson, answer_logits
 from training.loop import ParameterGroup
 from training.qa import QaRow
 

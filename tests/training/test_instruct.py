@@ -12,16 +12,12 @@ import torch.nn.functional as F
 from foundation.decoder import Decoder
 from foundation.errors import InvalidRequest
 from foundation.tiny_decoder import make_tiny_decoder
-from training.instruct import (
-    DecoderRecipe,
-    FilmBank,
-    Teacher,
-    answer_logits,
-    examine,
-    spread_numbers,
-    standardise_input,
-    write_lesson,
-)
+from training.decoder_exam import examine
+from training.decoder_recipe import DecoderRecipe
+from training.decoder_start import spread_numbers, standardise_input
+from training.film_bank import FilmBank
+from training.instruct import Teacher
+from training.lessons import answer_logits, write_lesson
 
 RECIPE = DecoderRecipe(steps=8, batch=3, turns=2, length=4000, warmup_steps=2, learning_rate=5e-3)
 
