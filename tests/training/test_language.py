@@ -10,17 +10,11 @@ import pytest
 import torch
 
 from foundation.errors import InvalidRequest
+from training.claim_distances import claim_codes, claim_similarity, is_denial
 from training.corpus import Claim, Sentence, base_claims, corpus, manifest_sentences
-from training.language import (
-    TextRecipe,
-    _claim_codes,
-    _Trainer,
-    build_tower,
-    claim_similarity,
-    encode_trimmed,
-    is_denial,
-    trim_vocabulary,
-)
+from training.language import Distillation
+from training.text_recipe import TextRecipe, build_tower, encode_trimmed
+from training.vocabulary import trim_vocabulary
 
 TINY = TextRecipe(vocab_size=600, width=32, heads=2, layers=2, context_length=12, embed_dim=16)
 
@@ -42,7 +36,7 @@ def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path: Path) -> No
     ids = torch.randint(1, 600, (40, 12), generator=random, dtype=torch.int32)
     ids[::2, 7:] = 0
     targets = torch.nn.functional.normalize(torch.randn(40, 24, generator=random), dim=-1)
-    codes = _claim_codes([Sentence("", Claim(("effusion", "mass")[i % 2], i % 3 > 0)) for i in range(40)])
+    codes = claim_codes([Sentence("", Claim(("effusion", "mass")[i % 2], i % 3 > 0)) for i in range(40)])
     embeddings = torch.randn(600, 32, generator=random).numpy() * 0.03
 
     def distil(name: str, stops: list[int], recipe: TextRecipe = recipe) -> dict[str, torch.Tensor]:
@@ -50,7 +44,7 @@ def test_a_resumed_distillation_ends_with_the_same_weights(tmp_path: Path) -> No
         folder.mkdir(exist_ok=True)
         (folder / "vocab.txt").write_text("\n".join(["left", "right", *map(str, range(598))]))
         for stop in stops:
-            trainer = _Trainer(recipe, folder, ids, targets, codes, embeddings, lambda _: None)
+            trainer = Distillation(recipe, folder, ids, targets, codes, embeddings, lambda _: None)
             trainer.train(stop)
         return {**trainer.tower.state_dict(), "to_teacher": trainer.to_teacher.weight.detach()}
 
@@ -69,7 +63,7 @@ def test_claims_stand_where_they_should() -> None:
         Claim("mass", True),
         Claim("normal", True),
     ]
-    codes = _claim_codes([*(Sentence("", claim) for claim in claims), Sentence("what is this?")])
+    codes = claim_codes([*(Sentence("", claim) for claim in claims), Sentence("what is this?")])
     target, holds = claim_similarity(codes, torch.full((6, 6), 0.8))
     left, right, denied, mass, normal = range(5)
     assert target[left, left] > 0.9

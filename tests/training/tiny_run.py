@@ -14,9 +14,9 @@ from torch import nn
 
 from foundation.phantom import Phantom, make_phantom
 from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
-from training.language import TextRecipe, build_tower
 from training.learner import ModelRecipe
 from training.pretrain import DataRecipe, PretrainRecipe, StageRecipe
+from training.text_recipe import TextRecipe, build_tower
 
 TOWER = "vesalius_tiny_visformer"
 SIZE = 64
