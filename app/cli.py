@@ -109,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("pretrain", _pretrain, "train a backbone as a recipe says, or go on with it")
     command.add_argument("recipe")
     command.add_argument("--out", type=Path)
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command = add("finetune", _finetune, "train an adapter from a manifest")
     command.add_argument("task")
     command.add_argument("--manifest", type=Path, required=True)
@@ -267,7 +268,10 @@ def _show_items(files: Sequence[Path], answer: dict[str, Any], show: Show) -> No
 def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
     from training.bundle import pretrain
 
-    folder = pretrain(chosen.recipe, chosen.out, log=lambda line: print(line, file=sys.stderr, flush=True))
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    folder = pretrain(chosen.recipe, chosen.out, log, chosen.device)
     show({"checkpoint": str(folder)}, f"The checkpoint lies in {folder}; serve it with --checkpoint {folder}.")
 
 

@@ -93,6 +93,10 @@ class Decoder(nn.Module):
         return self.projector.linear_1.in_features
 
     @property
+    def device(self) -> torch.device:
+        return next(self.projector.parameters()).device
+
+    @property
     def context(self) -> int:
         """The longest prompt plus answer, in tokens."""
         return int(self.model.config.max_position_embeddings)
@@ -182,7 +186,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Sequence[int], patch_tokens: Tensor | None) -> Tensor:
         """(1, T, W) input embeddings: the patch tokens (N, D), projected, stand where the ids say <image>."""
-        row = torch.tensor(list(ids), device=self.projector.linear_1.weight.device)
+        row = torch.tensor(list(ids), device=self.device)
         embedded: Tensor = self.model.get_input_embeddings()(row)
         is_image = row == self.image_id
         if patch_tokens is not None:

@@ -54,8 +54,8 @@ def _appearance(films: Tensor, strength: AugmentStrength, generator: torch.Gener
     films = _frame(films, strength.border, generator)
     films = _erase(films, strength.erase, generator)
     if strength.noise:
-        sigma = strength.noise * _uniform(generator, films.shape[0], 0.0, 1.0).view(-1, 1, 1, 1)
-        films = films + sigma * torch.randn(films.shape, generator=generator)
+        sigma = strength.noise * _uniform(films, generator, 0.0, 1.0).view(-1, 1, 1, 1)
+        films = films + sigma * _normal(films, generator)
     return films.clamp(0.0, 1.0)
 
 
@@ -71,7 +71,7 @@ def mirror(
         else column
         for column, name in enumerate(target_names)
     ]
-    chosen = torch.rand(films.shape[0], generator=generator) < probability
+    chosen = _chosen(films, generator, probability).to(films.device)
     films, targets = films.clone(), targets.clone()
     films[chosen] = films[chosen].flip(-1)
     targets[chosen] = targets[chosen][:, swapped]
@@ -91,7 +91,7 @@ def mix(
         members = torch.tensor([i for i, name in enumerate(streams) if name == stream])
         partner[members] = members[torch.randperm(len(members), generator=generator)]
     random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-    share = torch.from_numpy(random.beta(strength, strength, len(streams)).astype(np.float32))
+    share = torch.from_numpy(random.beta(strength, strength, len(streams)).astype(np.float32)).to(films.device)
     share = torch.maximum(share, 1 - share)
     pixels, values = share.view(-1, 1, 1, 1), share.view(-1, 1)
     return films * pixels + films[partner] * (1 - pixels), targets * values + targets[partner] * (1 - values)
@@ -104,16 +104,31 @@ def to_lower_resolution(films: Tensor, pixels: int) -> Tensor:
     return F.interpolate(small, size, mode="bicubic").clamp(0.0, 1.0)
 
 
-def _uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:
-    return torch.rand(count, generator=generator) * (high - low) + low
+def _uniform(films: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    """(B,) one value a film, where the films are; drawn on the CPU, so that every device is dealt the same."""
+    return (torch.rand(films.shape[0], generator=generator) * (high - low) + low).to(films.device)
+
+
+def _chosen(films: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+    """(B,) bool on the CPU: which films were drawn."""
+    return torch.rand(films.shape[0], generator=generator) < probability
+
+
+def _normal(films: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of the films' shape, drawn where they are: too many numbers to be carried there."""
+    if films.device.type == "cpu":
+        return torch.randn(films.shape, generator=generator)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    own = torch.Generator(films.device).manual_seed(seed)
+    return torch.randn(films.shape, generator=own, device=films.device)
 
 
 def _affine(films: Tensor, size: int, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
     count = films.shape[0]
-    angle = _uniform(generator, count, -1, 1) * math.radians(strength.rotate_degrees)
-    zoom = 1 + _uniform(generator, count, -1.0, 0.5) * strength.zoom
-    stretch = 1 + _uniform(generator, count, -1, 1) * strength.zoom * 0.4
-    shift = torch.stack([_uniform(generator, count, -1, 1), _uniform(generator, count, -1, 1)], 1) * 2 * strength.shift
+    angle = _uniform(films, generator, -1, 1) * math.radians(strength.rotate_degrees)
+    zoom = 1 + _uniform(films, generator, -1.0, 0.5) * strength.zoom
+    stretch = 1 + _uniform(films, generator, -1, 1) * strength.zoom * 0.4
+    shift = torch.stack([_uniform(films, generator, -1, 1), _uniform(films, generator, -1, 1)], 1) * 2 * strength.shift
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     theta = torch.stack(
         [torch.stack([cos * stretch, -sin, shift[:, 0]], 1), torch.stack([sin * stretch, cos, shift[:, 1]], 1)], 1
@@ -125,8 +140,8 @@ def _affine(films: Tensor, size: int, strength: AugmentStrength, generator: torc
 def _resample(films: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """One lower resolution is drawn for the batch; each film goes there and back with `probability`."""
     size = films.shape[-1]
-    pixels = int(size * _uniform(generator, 1, 0.45, 0.9).item())
-    chosen = torch.rand(films.shape[0], generator=generator) < probability
+    pixels = int(size * (float(torch.rand(1, generator=generator)) * 0.45 + 0.45))
+    chosen = _chosen(films, generator, probability)
     if chosen.any():
         films = films.clone()
         films[chosen] = to_lower_resolution(films[chosen], pixels)
@@ -134,16 +149,15 @@ def _resample(films: Tensor, probability: float, generator: torch.Generator) -> 
 
 
 def _expose(films: Tensor, strength: AugmentStrength, generator: torch.Generator) -> Tensor:
-    count = films.shape[0]
-    stretched = torch.rand(count, generator=generator) < strength.equalise
+    stretched = _chosen(films, generator, strength.equalise)
     if stretched.any():
         films = films.clone()
         flat = films[stretched].flatten(1)
         low, high = (torch.quantile(flat[:, ::7], q, dim=1).view(-1, 1, 1, 1) for q in (0.02, 0.98))
         films[stretched] = ((films[stretched] - low) / (high - low).clamp_min(0.05)).clamp(0.0, 1.0)
-    gamma = torch.exp(_uniform(generator, count, -1, 1) * strength.gamma).view(-1, 1, 1, 1)
-    contrast = 1 + _uniform(generator, count, -1, 1).view(-1, 1, 1, 1) * strength.contrast
-    brightness = _uniform(generator, count, -1, 1).view(-1, 1, 1, 1) * strength.brightness
+    gamma = torch.exp(_uniform(films, generator, -1, 1) * strength.gamma).view(-1, 1, 1, 1)
+    contrast = 1 + _uniform(films, generator, -1, 1).view(-1, 1, 1, 1) * strength.contrast
+    brightness = _uniform(films, generator, -1, 1).view(-1, 1, 1, 1) * strength.brightness
     films = films.clamp_min(1e-4) ** gamma
     mean = films.mean(dim=(2, 3), keepdim=True)
     return (films - mean) * contrast + mean + brightness
@@ -151,7 +165,7 @@ def _expose(films: Tensor, strength: AugmentStrength, generator: torch.Generator
 
 def _some_of(films: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, list[int]]:
     """Films that may be written to, and the places of those that were drawn."""
-    chosen = (torch.rand(films.shape[0], generator=generator) < probability).nonzero().flatten().tolist()
+    chosen = _chosen(films, generator, probability).nonzero().flatten().tolist()
     return (films.clone() if chosen else films), chosen
 
 
@@ -175,5 +189,5 @@ def _erase(films: Tensor, probability: float, generator: torch.Generator) -> Ten
         edge = torch.rand(4, generator=generator)
         tall, wide = int(height * (0.08 + 0.2 * edge[0])), int(width * (0.08 + 0.2 * edge[1]))
         top, left = int((height - tall) * edge[2]), int((width - wide) * edge[3])
-        films[index, :, top : top + tall, left : left + wide] = torch.rand(1, generator=generator)
+        films[index, :, top : top + tall, left : left + wide] = float(torch.rand(1, generator=generator))
     return films

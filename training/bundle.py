@@ -43,8 +43,11 @@ class BundleRecipe(PretrainRecipe):
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
 
-def pretrain(recipe: str, out: Path | None = None, log: Log = print) -> Path:
-    """Run, or go on with, the recipe of that name or file; returns the checkpoint's folder."""
+def pretrain(recipe: str, out: Path | None = None, log: Log = print, device: str = "auto") -> Path:
+    """Run, or go on with, the recipe of that name or file; returns the checkpoint's folder.
+
+    device: where towers and decoder are trained ("auto": the first CUDA device where there is one).
+    """
     held = read_recipe(recipe, BundleRecipe)
     run = out or Path(held.out)
     manifest, text_folder = Path(held.data.manifest), Path(held.model.text_folder)
@@ -61,11 +64,16 @@ def pretrain(recipe: str, out: Path | None = None, log: Log = print) -> Path:
         part("language", lambda: take_text_tower(held.start, text_folder))
     else:
         part("language", lambda: distil_text_tower(held.text, text_folder, manifest=manifest, log=log))
-    part("towers", lambda: Pretraining(held, run).run())
+    part("towers", lambda: Pretraining(held, run, device).run())
     part("assemble", lambda: assemble(held.model, run, folder))
     part("gate", lambda: fit_checkpoint_gate(folder, manifest, held.data.licence_classes, held.gate, log))
     taught = decoder_folder(held.start)
-    part("decoder", lambda: train_decoder(folder, held.decoder, manifest=manifest, work=run / "decoder", start=taught, log=log))
+    part(
+        "decoder",
+        lambda: train_decoder(
+            folder, held.decoder, manifest=manifest, work=run / "decoder", start=taught, log=log, device=device
+        ),
+    )
     write_passport(folder, held.licence)
     _report(run, held, seconds)
     return folder

@@ -30,7 +30,8 @@ def new_decoder(backbone: Backbone, recipe: DecoderRecipe, tokenizer_file: Path,
     known = getattr(getattr(backbone.text_tower, "encoder", None), "token_embedding", None)
     table = decoder.model.get_input_embeddings().weight
     if known is not None and known.weight.shape == table.shape:
-        table.data.copy_(known.weight.data.float() * (0.02 / known.weight.float().std()))
+        known_words = known.weight.data.float().cpu()
+        table.data.copy_(known_words * (0.02 / known_words.std()))
         table.data[:11].normal_(0, 0.02)  # special tokens mean nothing to the text tower
     spread_numbers(decoder)
     standardise_input(decoder, bank.tokens)

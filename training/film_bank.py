@@ -75,7 +75,7 @@ def encode_films(backbone: Backbone, films: Sequence[Any], batch: int = 32) -> T
     parts = []
     for start in range(0, len(films), batch):
         pixels = np.stack([normalise(film, backbone.contract) for film in films[start : start + batch]])
-        parts.append(backbone.encode_image(torch.from_numpy(pixels)).tokens.half())
+        parts.append(backbone.encode_image(torch.from_numpy(pixels).to(backbone.device)).tokens.half().cpu())
     tokens = torch.cat(parts)
     if not bool(torch.isfinite(tokens).all()):
         raise CheckpointRefused("The image tower's patch tokens overflow float16: it has not been trained soundly.")

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foundation.decoder import Decoder
+from foundation.device import choose_device
 from training import resume
 from training.corpus import training_rows
 from training.decoder_exam import examine
@@ -48,6 +49,7 @@ def train_decoder(
     start: Path | None = None,
     max_steps: int | None = None,
     log: Log = print,
+    device: str = "cpu",
 ) -> Path:
     """Teach a decoder for the checkpoint in `folder` and save it there (`decoder/`, projector); returns the folder.
 
@@ -59,14 +61,15 @@ def train_decoder(
 
     work = work or folder / ".instruct"
     work.mkdir(parents=True, exist_ok=True)
-    backbone = open_checkpoint(str(folder)).backbone
+    backbone = open_checkpoint(str(folder), device=choose_device(device)).backbone
     bank = _bank(backbone, recipe, manifest, work, log)
     tested = phantom_bank(backbone, recipe.held_out, _HELD_OUT_SEED)
     decoder = new_decoder(backbone, recipe, folder / "tokenizer.json", bank)
     if start is not None:
         take_language(decoder, start)
-    teacher = Teacher(decoder, recipe, bank, people_questions(manifest), work, log)
+    teacher = Teacher(decoder.to(backbone.device), recipe, bank, people_questions(manifest), work, log)
     teacher.train(max_steps or recipe.steps)
+    decoder.to("cpu")
     decoder.save(folder)
     report = examine(decoder, tested, recipe)
     (work / "decoder_report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -115,7 +118,7 @@ class Teacher:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         lesson = write_lesson(self.decoder, self.bank, self.recipe, self.step, self.questions)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.decoder.device.type, torch.bfloat16):
             logits, targets = answer_logits(self.decoder, lesson)
         loss = F.cross_entropy(logits.float(), targets)
         self.optimiser.zero_grad()

@@ -140,6 +140,11 @@ class TextSide:
             pooled = [encode_trimmed(tower, part).float() for part in self._ids.split(256)]
         self._pooled = torch.cat(pooled)
 
+    def to(self, device: torch.device) -> TextSide:
+        """This, with its tables on the device."""
+        self._ids, self._pooled = self._ids.to(device), self._pooled.to(device)
+        return self
+
     def pooled(self, sentences: Sequence[str]) -> Tensor:
         """(B, width)"""
         return self._pooled[[self._place[sentence] for sentence in sentences]]

@@ -82,10 +82,11 @@ def _are_answers(decoder: Decoder, ids: Sequence[int]) -> list[bool]:
 
 def answer_logits(decoder: Decoder, lesson: Lesson) -> tuple[Tensor, Tensor]:
     """(logits (A, V), target ids (A,)) of all answer tokens of the lesson, row by row."""
-    embedded = decoder.model.get_input_embeddings()(lesson.ids)
-    is_image = lesson.ids == decoder.image_id
-    projected = decoder.projector(lesson.tokens.float())
+    ids, is_answer = lesson.ids.to(decoder.device), lesson.is_answer.to(decoder.device)
+    embedded = decoder.model.get_input_embeddings()(ids)
+    is_image = ids == decoder.image_id
+    projected = decoder.projector(lesson.tokens.to(decoder.device).float())
     embedded = embedded.masked_scatter(is_image[..., None], projected.to(embedded.dtype))
     hidden = decoder.model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    said = lesson.is_answer[:, 1:]
-    return decoder.model.lm_head(hidden[:, :-1][said]), lesson.ids[:, 1:][said]
+    said = is_answer[:, 1:]
+    return decoder.model.lm_head(hidden[:, :-1][said]), ids[:, 1:][said]

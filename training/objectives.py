@@ -34,7 +34,8 @@ class MaskedFilm(nn.Module):
     def hide(self, films: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B, 1, H, W) -> the films with squares set to their mean, and the mask (B, 1, H, W) of what was hidden."""
         count, _, height, width = films.shape
-        cells = torch.rand(count, 1, height // self.square, width // self.square, generator=generator) < self.hidden
+        drawn = torch.rand(count, 1, height // self.square, width // self.square, generator=generator)
+        cells = (drawn < self.hidden).to(films.device)
         mask = F.interpolate(cells.float(), (height, width), mode="nearest")
         return films * (1 - mask) + films.mean((2, 3), keepdim=True) * mask, mask
 
@@ -62,7 +63,7 @@ class MaskedGradients(nn.Module):
         """(B, 1, H, W) -> films with squares of one stride set to their mean, and what was hidden (B, 1, h, w)."""
         count, _, height, width = films.shape
         shape = (count, 1, height // self.stride, width // self.stride)
-        cells = (torch.rand(shape, generator=generator) < self.hidden).float()
+        cells = (torch.rand(shape, generator=generator) < self.hidden).float().to(films.device)
         mask = F.interpolate(cells, (height, width), mode="nearest")
         return films * (1 - mask) + films.mean((2, 3), keepdim=True) * mask, cells
 
@@ -124,7 +125,7 @@ def pair_targets(targets: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
     either = known @ known.T - (1 - values).mul(known) @ (1 - values).mul(known).T
     overlap = torch.where(either > 0, positives / either.clamp_min(1e-6), torch.ones_like(positives))
     same_kind = (known.unsqueeze(1) == known.unsqueeze(0)).all(-1)
-    equal = torch.tensor([[left == right for right in texts] for left in texts])
+    equal = torch.tensor([[left == right for right in texts] for left in texts], device=targets.device)
     soft = torch.where(equal, torch.ones_like(overlap), overlap.pow(2) * 0.9)
     weight = torch.where(same_kind | equal, 1.0, 0.1)
     return torch.where(same_kind | equal, soft, torch.zeros_like(soft)), weight
@@ -183,7 +184,7 @@ class Captioning(nn.Module):
         ids = text_ids[:, : self.length + 1]
         given, wanted = ids[:, :-1], ids[:, 1:]
         steps = given.shape[1]
-        causal = torch.triu(torch.ones(steps, steps, dtype=torch.bool), 1)
+        causal = torch.triu(torch.ones(steps, steps, dtype=torch.bool, device=given.device), 1)
         x = self.embed(given) + self.position[:steps]
         x = self.norm(self.decoder(x, self.memory(tokens), tgt_mask=causal))
         logits = x @ self.embed.weight.T

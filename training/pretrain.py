@@ -6,7 +6,8 @@
     finish       the same at full size, learning rate down to zero
 
 Each stage is a pure function of (weights it starts from, recipe, seed): every step draws its films, views and
-dropout from (seed, stage, step), so that a run stopped at any checkpoint resumes to the same numbers.
+dropout from (seed, stage, step), so that a run stopped at any checkpoint resumes to the same numbers (on a GPU as far as
+its kernels repeat themselves).
 The result is a folder in open_clip's layout (see foundation/checkpoint.py).
 """
 
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from foundation.device import choose_device
 from foundation.errors import InvalidRequest
 from foundation.prompts import NIH_FINDINGS
 from training import datasets, objectives, resume
@@ -83,8 +85,8 @@ class PretrainRecipe:
 class Pretraining:
     """One run: its tables, its learner, its place (stage, step) and its files under `out`."""
 
-    def __init__(self, recipe: PretrainRecipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(self, recipe: PretrainRecipe, out: Path, device: str = "cpu") -> None:
+        self.recipe, self.out, self.device = recipe, out, choose_device(device)
         for stage in recipe.stage:
             if (stage.flip or stage.mix) and _needs_text(stage):
                 raise InvalidRequest(
@@ -190,14 +192,14 @@ class Pretraining:
         text: TextSide | None, prompts: Prompts | None, seed: int,
     ) -> dict[str, Tensor]:  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
-        films = torch.from_numpy(np.ascontiguousarray(table.pixels[chosen])).float().div(255).unsqueeze(1)
+        films = self._films(table.pixels[chosen])
         if stage.hide_resolution:
             fine = torch.from_numpy(table.native_pixels[chosen]) > 160
             fine &= torch.rand(len(chosen), generator=generator) < stage.hide_resolution
             if fine.any():
-                films[fine] = to_lower_resolution(films[fine], 128)
+                films[fine.to(self.device)] = to_lower_resolution(films[fine.to(self.device)], 128)
         films = augment(films, stage.size, self.recipe.augment, generator)
-        targets = torch.from_numpy(table.targets[chosen])
+        targets = torch.from_numpy(table.targets[chosen]).to(self.device)
         if stage.flip:
             films, targets = mirror(films, targets, table.target_names, stage.flip, generator)
         if stage.mix:
@@ -207,11 +209,11 @@ class Pretraining:
             if name in stage.objectives:
                 hider = getattr(learner, name)
                 hidden, mask = hider.hide(films, generator)
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+                with self._autocast():
                     features = learner.feature_map(self._normalise(hidden))
                 parts[name] = hider(features, films, mask)
                 return parts
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+        with self._autocast():
             features = learner.feature_map(self._normalise(films))
         features = features.float()
         pooled = features.mean((2, 3))
@@ -236,15 +238,22 @@ class Pretraining:
             wanted, weights = targets[:, prompts.columns], learner.findings.weights[prompts.columns]
             parts["prompts"] = objectives.prompt_pair_loss(images, positive_e, negative_e, wanted, weights, scale)
         if "captions" in stage.objectives and learner.captions is not None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+            with self._autocast():
                 parts["captions"] = learner.captions(features.flatten(2).transpose(1, 2), text.ids(reports))
         if "patches" in stage.objectives and table.masks is not None:
             patches = learner.project(features.flatten(2).transpose(1, 2))
             masks = F.adaptive_avg_pool2d(
-                torch.from_numpy(table.masks[chosen]).float(), (features.shape[-2], features.shape[-1])
+                torch.from_numpy(table.masks[chosen]).float().to(self.device), (features.shape[-2], features.shape[-1])
             )
             parts["patches"] = objectives.patch_text_loss(patches, phantom_e, masks, scale)
         return parts
+
+    def _films(self, pixels: np.ndarray[Any, Any]) -> Tensor:
+        """(B, S, S) uint8 -> (B, 1, S, S) in 0..1, on the device."""
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).float().div(255).unsqueeze(1)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.is_bf16)
 
     def _normalise(self, films: Tensor) -> Tensor:
         """(B, 1, S, S) in 0..1 -> (B, 3, S, S) as the tower eats it."""
@@ -261,8 +270,9 @@ class Pretraining:
         if _needs_text(stage):
             reports = (text for texts in table.texts for text in texts)
             self._prompts = Prompts(table.target_names)
-            self._text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
-            learner.add_text(self._text)
+            text = TextSide(Path(self.recipe.model.text_folder), {*reports, *self._prompts.sentences})
+            learner.add_text(text)
+            self._text = text.to(self.device)
         is_begun = resume.read_place(self.out) is not None
         if is_begun or self.recipe.start:
             own = learner.state_dict()
@@ -275,7 +285,7 @@ class Pretraining:
                     f"The weights to go on from lack {lost[0]}; they are of another recipe. Choose another folder or start.",
                     param="out" if is_begun else "start",
                 )
-        return learner
+        return learner.to(self.device)
 
     def _optimizer(self, learner: Learner, stage: StageRecipe) -> torch.optim.Optimizer:
         groups: dict[float, list[nn.Parameter]] = {}
@@ -330,11 +340,11 @@ class Pretraining:
         learner.eval()
         logits = []
         for start in range(0, len(table), 128):
-            films = torch.from_numpy(np.ascontiguousarray(table.pixels[start : start + 128])).float().div(255).unsqueeze(1)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.is_bf16):
+            films = self._films(table.pixels[start : start + 128])
+            with self._autocast():
                 pooled = learner.feature_map(self._normalise(films)).float().mean((2, 3))
             logits.append(learner.findings.head(pooled))
-        scores = torch.cat(logits).numpy()
+        scores = torch.cat(logits).cpu().numpy()
         learner.train()
         values: dict[str, list[float]] = {}
         for column, name in enumerate(table.target_names):

@@ -18,11 +18,11 @@ from training.recipe import read_recipe
 from training.start import decoder_folder
 
 
-def teach(recipe: str, folder: Path, start: str, work: Path) -> Path:
+def teach(recipe: str, folder: Path, start: str, work: Path, device: str = "auto") -> Path:
     """recipe: a name or TOML file, as for `vesalius pretrain`; start: a checkpoint whose decoder to go on from, or ""."""
     held = read_recipe(recipe, BundleRecipe)
     taught = decoder_folder(start or held.start)
-    train_decoder(folder, held.decoder, manifest=Path(held.data.manifest), work=work, start=taught)
+    train_decoder(folder, held.decoder, manifest=Path(held.data.manifest), work=work, start=taught, device=device)
     write_passport(folder, held.licence)
     return folder
 
@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--start", default="", help="a checkpoint whose decoder to go on from")
     parser.add_argument("--work", type=Path, default=Path("runs/decoder"), help="where the state to resume from is kept")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    teach(chosen.recipe, chosen.folder, chosen.start, chosen.work)
+    teach(chosen.recipe, chosen.folder, chosen.start, chosen.work, chosen.device)
 
 
 if __name__ == "__main__":

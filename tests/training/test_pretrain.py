@@ -141,6 +141,16 @@ def test_odd_recipes_are_refused_before_anything_is_read(tiny: PretrainRecipe, t
         Pretraining(replace(tiny, data=replace(tiny.data, streams={"hannover": 1.0})), tmp_path / "run").run()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_goes_on_from_one_on_the_cpu(tiny: PretrainRecipe, tmp_path: Path) -> None:
+    Pretraining(tiny, tmp_path, "cpu").run(stages=1)
+    Pretraining(tiny, tmp_path, "cuda").run()
+    stages = [json.loads(line) for line in (tmp_path / "stages.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(list(stage["val"].values())).all() for stage in stages)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "learner.safetensors").values())
+
+
 def test_learning_rates_warm_up_and_end_as_named() -> None:
     for schedule, middle in (("constant", 1.0), ("cosine", 0.5), ("linear", 0.5)):
         rates = [_rate(step, 1000, schedule) for step in range(1000)]
