@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapters.files import Adapter, write_adapter
+from adapters.files import Adapter
 from adapters.lora import remove_lora
 from adapters.tasks.anomaly import BRANCHES, LABEL, TASK, AnomalyHead, HeadShape
 from adapters.tasks.classification import NORMAL as NORMAL_LABEL
@@ -169,7 +169,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
-        round_learnt(model.head)
+        job.settle(model.learnt())
         scored = _finish(job, model, films, roles)
         head = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
         lora = model.weights()
@@ -182,7 +182,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
         metrics=tuple(metric for each in scored for metric in card_metrics(each, LABEL, tuple(BASELINES))),
     )
     card = replace(card, limits=(*card.limits, *_limits(roles, films)))
-    card = write_adapter(job.out / recipe.name, Adapter(card, lora, head | _halved(head)))
+    card = job.write(Adapter(card, lora, head))
     write_report(job.out, card, report, _counts(roles) | {each.split: len(each.patients) for each in scored})
     scores = {each.split: float(each.auroc_of("fusion")(np.ones((1, len(each.patients))))[0]) for each in scored}
     return FinetuneResult(job.out / recipe.name, card, report, scores)
@@ -286,16 +286,3 @@ def _limits(roles: Roles, films: Mapping[str, SortedFilms]) -> tuple[str, ...]:
 def _counts(roles: Roles) -> dict[str, int]:
     named = {"normal train": roles.train, "abnormal train": roles.train_abnormal, "reference": roles.reference}
     return {name: len(rows) for name, rows in named.items() if rows}
-
-
-@torch.no_grad()
-def round_learnt(head: AnomalyHead) -> None:
-    """To float16, before anything is scored: what is measured is what is stored."""
-    for parameter in head.parameters():
-        parameter.copy_(parameter.half())
-
-
-def _halved(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What was rounded to float16 when it was made: nothing changes by storing it so."""
-    learnt = ("memory", "projection", "laterals.", "patch.", "whole.")
-    return {name: tensor.half() for name, tensor in head.items() if name.startswith(learnt)}

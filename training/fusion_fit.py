@@ -133,7 +133,7 @@ def new_head(
             continue
         mean, axes = principal_axes(rows.astype(np.float64), blocks, count)
         getattr(template, f"{name}_mean").copy_(torch.from_numpy(mean))
-        getattr(template, f"{name}_axes").copy_(torch.from_numpy(axes).half())  # stored in half: nothing changes on disk
+        getattr(template, f"{name}_axes").copy_(torch.from_numpy(axes))
     template.centre.copy_(torch.from_numpy(statistics.centre))
     template.spread.copy_(torch.from_numpy(statistics.spread))
     template.knots.copy_(torch.from_numpy(statistics.knots))

@@ -280,6 +280,7 @@ class Loop:
         self.at.epoch, self.at.position = self.at.epoch + 1, 0
         self.at.seconds += time.monotonic() - started
         self.save()
+        self.accelerator.wait_for_everyone()  # no process reads what the main one has not written yet
 
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
