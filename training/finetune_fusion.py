@@ -119,11 +119,12 @@ def train_fusion(job: Job) -> FinetuneResult:
     inputs = fitter.inputs(learning, seen)
     asked = fitter.inputs(test, seen_test) if seen_test else None
     truth = np.array([case.truth for case in learning])
-    lessons = Learning(inputs, truth, patient_weights(learning, recipe.data.patient_balance), parts)
+    weights = patient_weights(learning, recipe.data.patient_balance)
+    lessons = Learning(inputs, truth, weights, parts, tuple(case.patient for case in learning))
     head = fitter.fit(lessons)
 
     held = candidates(head, inputs, parts)
-    rules = choose_rules(fitter.modalities, held, truth, recipe.head.margin)
+    rules = choose_rules(fitter.modalities, held, truth, [case.patient for case in learning], recipe.head.hurdle)
     answered = answer_all(fitter.modalities, rules, held, inputs.present.numpy())
     is_held = ~np.isnan(answered)
     chances = 0.5 * (1 + np.tanh(0.5 * answered[is_held]))
@@ -161,7 +162,7 @@ def train_fusion(job: Job) -> FinetuneResult:
     grid = fitter.grid(head, lessons, asked, test)
     examples = _examples(predictor, (test, asked) if asked is not None else (learning, inputs))
     removed, seconds = sum(case.removed for case in learning), time.monotonic() - started
-    told = Fusion(card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.margin, seconds)
+    told = Fusion(card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.hurdle, seconds)
     if is_main():
         write_fusion_report(job.out, told)
     return FinetuneResult(job.out / recipe.name, card, loop, {each.split: each.full_auroc() for each in scored})
@@ -332,7 +333,7 @@ class _Fitter:
             sparse = replace(lessons, inputs=without(lessons.inputs, learnt, random)) if learnt else lessons
             head = self.fit(sparse) if learnt else whole
             made = candidates(head, sparse.inputs, lessons.parts)
-            rules = choose_rules(self.modalities, made, lessons.truth, self.recipe.head.margin)
+            rules = choose_rules(self.modalities, made, lessons.truth, lessons.patients, self.recipe.head.hurdle)
             for rate in MISSING_RATES:
                 for cells, inputs, truth, parts in asked:
                     values = [

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import PartialState
 
 
@@ -20,7 +21,12 @@ def are_several() -> bool:
 def join(cpu: bool) -> None:
     """Meet the other processes; on the CPU where that is asked for, whatever the machine has."""
     if are_several():
-        PartialState(cpu=cpu)
+        PartialState(cpu=on_cpu(cpu))
+
+
+def on_cpu(cpu: bool) -> bool:
+    """What accelerate has to be told: unless asked for the CPU, it takes several processes without a GPU for strangers."""
+    return cpu or (are_several() and not torch.cuda.is_available())
 
 
 def is_main() -> bool:
