@@ -124,7 +124,7 @@ class FusionScores:
                 count = own[:, truth[group]].sum(axis=1) * own[:, ~truth[group]].sum(axis=1)
                 won += count * np.nan_to_num(auroc(scores[group], truth[group], own))
                 pairs += count
-            return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+            return np.asarray(np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
 
         return statistic
 
