@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.card import CARD, CONFIG, HEAD, WEIGHTS, AdapterCard, digest_of, sha256_of, verify_folder
+from adapters.half import stored
 from adapters.lora import LoraPair, LoraSpec, LoraWeights, check_binding
 from foundation.errors import AdapterNotFound, AdapterRefused
 
@@ -86,7 +87,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> AdapterCard:
         raise AdapterRefused(f"The folder {folder.name!r} is not empty; an adapter is written into a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_lora(folder, adapter.lora, base_name=adapter.card.base.name)
-    save_file({key: value.detach().cpu().contiguous() for key, value in adapter.head.items()}, folder / HEAD)
+    save_file({key: stored(value) for key, value in adapter.head.items()}, folder / HEAD, metadata={"format": "pt"})
     card = replace(adapter.card, files={path.name: sha256_of(path) for path in sorted(folder.iterdir())})
     (folder / CARD).write_text(card.to_json(), encoding="utf-8")
     return card
@@ -125,7 +126,7 @@ def _verified(folder: Path, backbone: HasFingerprint) -> AdapterCard:
 
 
 def write_lora(folder: Path, weights: LoraWeights, base_name: str | None = None) -> None:
-    """PEFT's own two files; `target_modules` names every layer in full."""
+    """PEFT's own two files; `target_modules` names every layer in full. float16 where no number changes by it."""
     from peft import LoraConfig  # the writer of the format, so that the file is PEFT's to the letter
 
     spec = weights.spec
@@ -140,8 +141,8 @@ def write_lora(folder: Path, weights: LoraWeights, base_name: str | None = None)
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, pair in weights.pairs.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = pair.A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = pair.B.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = stored(pair.A)
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = stored(pair.B)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

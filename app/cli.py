@@ -126,8 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", default="bundled")
     command.add_argument("--baseline", action="append", default=[], dest="baselines", choices=("hog", "cnn", "unet"))
     command.add_argument("--phantoms", type=int, help="how many synthetic films; 0 for none")
-    command = add("adapters", _adapters, "list, show, verify, add or remove adapters")
-    command.add_argument("action", choices=("list", "show", "verify", "add", "remove"))
+    command = add("adapters", _adapters, "list, show, verify, add, remove or compact adapters")
+    command.add_argument("action", choices=("list", "show", "verify", "add", "remove", "compact"))
     command.add_argument("name", nargs="?")
     command.add_argument("--adapters", type=Path, help="your own adapters' folder")
     command = add("checkpoint", _checkpoint, "say what a checkpoint is")
@@ -322,10 +322,15 @@ def _adapters(chosen: argparse.Namespace, show: Show) -> None:
         store.remove(chosen.name)
         show({"removed": chosen.name}, f"Removed {chosen.name}.")
         return
+    if chosen.action == "compact":
+        from adapters.half import compact
+
+        compact(store.get(chosen.name).folder)
     found = {
         "list": lambda: list(store.list()),
         "show": lambda: [store.get(chosen.name)],
         "verify": lambda: [store.verify(chosen.name)],
+        "compact": lambda: [store.verify(chosen.name)],
         "add": lambda: [store.add(chosen.name)],
     }[chosen.action]()
     plain: list[dict[str, Any]] = [

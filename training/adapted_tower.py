@@ -69,6 +69,10 @@ class AdaptedTower(nn.Module):
         embedding = F.normalize(output.embedding.float(), dim=-1)
         return ImageFeatures(embedding, output.tokens, output.levels, output.grid)
 
+    def learnt(self) -> list[Tensor]:
+        """LoRA's factors and every tensor of the head, themselves."""
+        return [*self._lora, *self.head.state_dict().values()]
+
     def weights(self) -> LoraWeights:
         """The factors as they are now, on the CPU."""
         return read_weights(self.tower, self.spec)

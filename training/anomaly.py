@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
+from adapters.tasks.anomaly import POOLS, QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
 from adapters.tasks.reference import NormalReference
 from foundation.backbone import ImageFeatures
 from foundation.errors import InvalidRequest
@@ -30,6 +30,7 @@ from training.adapted_tower import AdaptedTower
 from training.augment import AugmentStrength
 from training.classification import patient_chances
 from training.finetune_job import TrainableBackbone
+from training.level_fit import Seen, Truth, fit_levels
 from training.manifest import Row
 from training.metrics import auroc
 from training.synthetic import draw_lesion, lay_over
@@ -39,6 +40,7 @@ Floats = npt.NDArray[np.float64]
 NORMAL, SYNTHETIC, ABNORMAL = 0, 1, 2
 PATCH_WEIGHT = 0.5
 COVERED = 0.2  # share of a patch that a lesion must cover
+SHARES = (0.0, 0.25, 0.5, 1.0)  # of what gradients trained, beside the reading of the levels
 WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
 USEFUL = 0.55  # AUROC of a branch alone
 SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
@@ -100,6 +102,7 @@ class AnomalyTrainee:
         patient_balance: float,
         precision: str,
         seed: int,
+        read_levels: bool,
         is_quiet: bool,
     ) -> None:
         highest = sorted(model.tower.taps)[-2] + 1
@@ -109,7 +112,7 @@ class AnomalyTrainee:
                 f"{highest} on this tower.",
                 param="first_block",
             )
-        self.films, self.batch_size, self.seed = films, batch_size, seed
+        self.films, self.batch_size, self.seed, self.balance = films, batch_size, seed, patient_balance
         self.groups = _groups(films["train"].kind, synthetic_share)
         self.chances = {kind: _chances(films["train"], kind, patient_balance) for kind in self.groups}
         self.trunk = {
@@ -124,6 +127,7 @@ class AnomalyTrainee:
                 strength=strength,
                 seed=seed,
                 precision=precision,
+                pools=POOLS if read_levels else (),
                 is_quiet=is_quiet,
             )
             for role, count in (("train", views), ("choose", 1))
@@ -165,16 +169,50 @@ class AnomalyTrainee:
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """AUROC of the trained branch on the `choose` films."""
+        return {"auroc": float(auroc(self.logits(model), self.films["choose"].is_abnormal)[0])}
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module) -> Floats:
+        """(N,) of the `choose` films, by what is trained here."""
         trunk, device = self.trunk["choose"], next(model.parameters()).device
         scores = []
         for start in range(0, len(trunk.hidden), 64):
             places = range(start, min(start + 64, len(trunk.hidden)))
             hidden = trunk.state(places, [0] * len(places)).to(device)
             scores.append(model({"hidden": hidden, "grid": trunk.grid})[1].double().cpu().numpy())
-        return {"auroc": float(auroc(np.concatenate(scores), self.films["choose"].is_abnormal)[0])}
+        return np.concatenate(scores)
 
 
 # --- after training --------------------------------------------------------------------------------------------------
+
+
+def read_levels(model: AdaptedDetector, trainee: AnomalyTrainee, penalties: Sequence[float]) -> None:
+    """Fit the head's reading of the levels below LoRA on real films, by patient, and choose how it joins what was trained.
+
+    `choose` picks the penalty, and the share of SHARES that ranks it best.
+    """
+    head, films = model.head, trainee.films
+    assert head.reader is not None
+    seen = {}
+    for role in ("train", "choose"):
+        below, is_real = trainee.trunk[role].below, films[role].kind != SYNTHETIC
+        assert below is not None
+        truth = films[role].is_abnormal[is_real, None].astype(np.float32)
+        seen[role] = Seen(below[is_real, 0], np.zeros((int(is_real.sum()), 1)), truth)
+    is_real = films["train"].kind != SYNTHETIC
+    chances = patient_chances(
+        [one for one, real in zip(films["train"].patients, is_real, strict=True) if real], trainee.balance
+    )
+
+    def rank(logits: Floats, truth: Truth) -> float:
+        return float(auroc(logits[:, 0], truth[:, 0] > 0.5)[0])
+
+    fit = fit_levels(seen["train"], seen["choose"], chances, penalties, (), rank)
+    head.reader.start(*(torch.from_numpy(part) for part in (fit.mean, fit.spread, fit.weight, fit.bias)))
+    read, own, truth = fit.logits(seen["choose"])[:, 0], trainee.logits(model), seen["choose"].truth
+    own = own[films["choose"].kind != SYNTHETIC]
+    values = [rank((read + share * own)[:, None], truth) for share in SHARES]
+    head.share.fill_(SHARES[int(np.argmax(values))])
 
 
 @torch.inference_mode()

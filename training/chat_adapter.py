@@ -44,8 +44,10 @@ class AdaptedDecoder(nn.Module):
         return answer_logits(self.decoder, Lesson(batch["ids"], batch["is_answer"], batch["tokens"]))
 
     def groups(self, rate: float) -> list[ParameterGroup]:
-        factors = [factor for layer in self._layers.values() for factor in (layer.lora_A, layer.lora_B)]
-        return [ParameterGroup("lora", factors, rate)]
+        return [ParameterGroup("lora", self.learnt(), rate)]
+
+    def learnt(self) -> list[nn.Parameter]:
+        return [factor for layer in self._layers.values() for factor in (layer.lora_A, layer.lora_B)]
 
     def weights(self) -> LoraWeights:
         return read_weights(self.decoder.model, self.spec)

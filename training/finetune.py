@@ -17,6 +17,7 @@ from typing import Any
 from adapters.card import check_name
 from adapters.tasks import anomaly, chat, classification, fusion, segmentation
 from foundation.errors import InvalidRequest, ManifestError
+from training import processes
 from training.finetune_anomaly import AnomalyRecipe, anomaly_rows, train_anomaly
 from training.finetune_chat import ChatRecipe, chat_rows, train_chat
 from training.finetune_classification import classification_rows, train_classification
@@ -69,6 +70,7 @@ def finetune(
     recipe's. cache: the folder for films and features (default OUT/cache). resume: go on with the run that OUT holds.
     """
     out = Path(out)
+    processes.join(cpu)
     if task not in TASKS:
         raise InvalidRequest(f"The task {task!r} cannot be trained; choose one of {', '.join(TASKS)}.", param="task")
     trainer = TASKS[task]

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapters.files import Adapter, write_adapter
-from adapters.lora import remove_lora
+from adapters.files import Adapter
+from adapters.lora import remove_lora, targets_from
 from adapters.tasks.anomaly import BRANCHES, LABEL, TASK, AnomalyHead, HeadShape
 from adapters.tasks.classification import NORMAL as NORMAL_LABEL
 from adapters.tasks.classification import Prompts
 from adapters.tasks.reference import NormalReference
 from foundation.errors import InvalidRequest
 from foundation.prompts import prompt_pair
+from foundation.towers import block_index
 from training.adapted_tower import level_widths
 from training.anomaly import (
     ABNORMAL,
@@ -32,6 +33,7 @@ from training.anomaly import (
     described_patches,
     learn_usual,
     patch_quantiles,
+    read_levels,
     remember,
     sampled,
     score_all,
@@ -72,7 +74,8 @@ class NormalDataRecipe(RowsRecipe):
 class AnomalyHeadRecipe:
     """findings: what the text branch looks for; memory: patches kept, each of memory_width numbers.
 
-    components: of normal patches, from which others are rebuilt.
+    components: of normal patches, from which others are rebuilt. penalties: of the reading of the levels below LoRA, of
+    which validation picks one; without any, or without abnormal films, the levels are not read.
     """
 
     findings: tuple[str, ...] = (
@@ -89,6 +92,7 @@ class AnomalyHeadRecipe:
     memory_width: int = 64
     memory_films: int = 1500
     components: int = 16
+    penalties: tuple[float, ...] = (4.0, 1.0, 0.3)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def train_anomaly(job: Job) -> FinetuneResult:
     roles = assign_roles(job.rows, lambda row: recipe.data.normal in row.labels, recipe.data.use_abnormal)
     films = _films(job, roles)
     torch.manual_seed(recipe.seed)
-    model = AdaptedDetector(backbone, recipe.lora, _new_head(job, len(roles.reference)))
+    head = _new_head(job, len(roles.reference), is_read=bool(recipe.head.penalties and roles.train_abnormal))
+    model = AdaptedDetector(backbone, recipe.lora, head)
     trainee = AnomalyTrainee(
         model,
         backbone,
@@ -163,33 +168,40 @@ def train_anomaly(job: Job) -> FinetuneResult:
         patient_balance=recipe.data.patient_balance,
         precision=recipe.training.precision,
         seed=recipe.seed,
+        read_levels=model.head.reader is not None,
         is_quiet=job.is_quiet,
     )
     try:
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
-        round_learnt(model.head)
+        if model.head.reader is not None:
+            read_levels(model, trainee, recipe.head.penalties)
+        job.settle(model.learnt())
         scored = _finish(job, model, films, roles)
-        head = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in model.head.state_dict().items()}
         lora = model.weights()
     finally:
         remove_lora(backbone.image_tower)  # the backbone is given back as it was
     card = job.card(
         (LABEL,),
         [*roles.train, *roles.train_abnormal, *roles.choose, *roles.choose_abnormal, *roles.reference],
-        head=asdict(model.head.shape) | {name: list(getattr(model.head.shape, name)) for name in ("level_widths", "places")},
+        head=asdict(model.head.shape)
+        | {name: list(getattr(model.head.shape, name)) for name in ("level_widths", "places", "read_widths")},
         metrics=tuple(metric for each in scored for metric in card_metrics(each, LABEL, tuple(BASELINES))),
     )
     card = replace(card, limits=(*card.limits, *_limits(roles, films)))
-    card = write_adapter(job.out / recipe.name, Adapter(card, lora, head | _halved(head)))
+    card = job.write(Adapter(card, lora, tensors))
     write_report(job.out, card, report, _counts(roles) | {each.split: len(each.patients) for each in scored})
     scores = {each.split: float(each.auroc_of("fusion")(np.ones((1, len(each.patients))))[0]) for each in scored}
     return FinetuneResult(job.out / recipe.name, card, report, scores)
 
 
-def _new_head(job: Job, reference: int) -> AnomalyHead:
+def _new_head(job: Job, reference: int, is_read: bool) -> AnomalyHead:
+    """is_read: the levels that lie below the first adapted block are read linearly."""
     recipe, widths = job.recipe.head, level_widths(job.backbone)
+    first = block_index(targets_from(job.backbone.lora_targets(), job.recipe.lora.first_block)[0])
+    below = len(widths) - sum(tap >= first for tap in job.backbone.image_tower.taps) if is_read else 0
     last = (widths[-3], widths[-2], widths[-1])
     head = AnomalyHead(
         HeadShape(
@@ -201,6 +213,7 @@ def _new_head(job: Job, reference: int) -> AnomalyHead:
             reference,
             components=min(recipe.components, recipe.memory_width),
             places=level_grids(job.backbone)[-3],
+            read_widths=widths[:below],
         )
     )
     pairs = [prompt_pair(name) for name in recipe.findings]
@@ -286,16 +299,3 @@ def _limits(roles: Roles, films: Mapping[str, SortedFilms]) -> tuple[str, ...]:
 def _counts(roles: Roles) -> dict[str, int]:
     named = {"normal train": roles.train, "abnormal train": roles.train_abnormal, "reference": roles.reference}
     return {name: len(rows) for name, rows in named.items() if rows}
-
-
-@torch.no_grad()
-def round_learnt(head: AnomalyHead) -> None:
-    """To float16, before anything is scored: what is measured is what is stored."""
-    for parameter in head.parameters():
-        parameter.copy_(parameter.half())
-
-
-def _halved(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What was rounded to float16 when it was made: nothing changes by storing it so."""
-    learnt = ("memory", "projection", "laterals.", "patch.", "whole.")
-    return {name: tensor.half() for name, tensor in head.items() if name.startswith(learnt)}

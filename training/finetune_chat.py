@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from adapters.card import BaseRecord, Metric
-from adapters.files import Adapter, write_adapter
+from adapters.files import Adapter
 from adapters.tasks.chat import TASK
 from foundation.decoder import DECODER_FOLDER, Decoder
 from foundation.errors import InvalidRequest, ManifestError
@@ -115,6 +115,7 @@ def train_chat(job: Job) -> FinetuneResult:
     config = replace(job.loop_config("loss"), is_higher_better=False)
     loop = Loop(trainee, model, model.groups(recipe.training.lora_rate), config, job.out / "loop", is_quiet=job.is_quiet)
     report = loop.run(resume=job.resume)
+    job.settle(model.learnt())
     decoder.cpu()
     answers = {split: answers_to(decoder, pairs[split], shelves) for split in base}
     metrics = [
@@ -129,7 +130,7 @@ def train_chat(job: Job) -> FinetuneResult:
         metrics=tuple(metrics),
     )
     card = replace(card, base=BaseRecord(card.base.name, card.base.fingerprint, decoder.fingerprint))
-    card = write_adapter(job.out / recipe.name, Adapter(card, model.weights(), {}))
+    card = job.write(Adapter(card, model.weights(), {}))
     write_report(job.out, card, report, {split: len(job.rows.of(split)) for split in pairs})
     scores = {split: float(np.nanmean(ours["real"].closed)) for split, ours in answers.items()}
     return FinetuneResult(job.out / recipe.name, card, report, scores, "closed accuracy")

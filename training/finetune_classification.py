@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.card import Calibration, Metric
-from adapters.files import Adapter, write_adapter
+from adapters.files import Adapter
 from adapters.lora import LoraWeights, remove_lora
 from foundation.preprocess import InputContract
 from training.augment import AugmentStrength, augment
@@ -90,7 +90,7 @@ def train_classification(job: Job) -> FinetuneResult:
             ),
         ),
     )
-    card = write_adapter(job.out / recipe.name, Adapter(card, trained.lora, trained.head))
+    card = job.write(Adapter(card, trained.lora, trained.head))
     write_report(job.out, card, trained.report, {split: len(each.rows) for split, each in films.items()})
     return FinetuneResult(job.out / recipe.name, card, trained.report, {each.split: each.mean_auroc() for each in scored})
 
@@ -157,6 +157,7 @@ def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> Trained:
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
+        job.settle(model.learnt())
         logits = {split: trainee.logits(model, films[split]) for split in scored}
         return Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot, blended)
     finally:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from adapters.card import Conformal
-from adapters.files import Adapter, write_adapter
+from adapters.files import Adapter
 from adapters.lora import LoraWeights, remove_lora
 from adapters.tasks.fusion import MAX_MODALITIES, TASK, FusionPredictor, SubsetRule
 from adapters.tasks.fusion_head import NOTE, FusionHead, FusionInputs, describe
@@ -57,6 +57,7 @@ from training.fusion_scores import FusionScores, Grid, card_metrics, score_boost
 from training.invariance import InvarianceTrainee, SteadyTower
 from training.loop import Loop, LoopReport
 from training.manifest import Manifest
+from training.processes import is_main
 from training.trunk_cache import film_cache, to_pixels
 
 HELD = "held back"  # the split that cross-fitted figures are of
@@ -118,11 +119,12 @@ def train_fusion(job: Job) -> FinetuneResult:
     inputs = fitter.inputs(learning, seen)
     asked = fitter.inputs(test, seen_test) if seen_test else None
     truth = np.array([case.truth for case in learning])
-    lessons = Learning(inputs, truth, patient_weights(learning, recipe.data.patient_balance), parts)
+    weights = patient_weights(learning, recipe.data.patient_balance)
+    lessons = Learning(inputs, truth, weights, parts, tuple(case.patient for case in learning))
     head = fitter.fit(lessons)
 
     held = candidates(head, inputs, parts)
-    rules = choose_rules(fitter.modalities, held, truth, recipe.head.margin)
+    rules = choose_rules(fitter.modalities, held, truth, [case.patient for case in learning], recipe.head.hurdle)
     answered = answer_all(fitter.modalities, rules, held, inputs.present.numpy())
     is_held = ~np.isnan(answered)
     chances = 0.5 * (1 + np.tanh(0.5 * answered[is_held]))
@@ -154,14 +156,15 @@ def train_fusion(job: Job) -> FinetuneResult:
         metrics=tuple(metric for each in scored for metric in card_metrics(each)),
     )
     card = replace(card, limits=(*card.limits, *_limits(recipe, learning)))
-    tensors = {name: tensor.half() if name.endswith("_axes") else tensor for name, tensor in head.state_dict().items()}
-    card = write_adapter(job.out / recipe.name, Adapter(card, lora, tensors))
+    tensors = head.state_dict()
+    card = job.write(Adapter(card, lora, tensors))
     predictor = FusionPredictor.open(card, tensors)
     grid = fitter.grid(head, lessons, asked, test)
     examples = _examples(predictor, (test, asked) if asked is not None else (learning, inputs))
     removed, seconds = sum(case.removed for case in learning), time.monotonic() - started
-    told = Fusion(card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.margin, seconds)
-    write_fusion_report(job.out, told)
+    told = Fusion(card, tuple(scored), grid, loop, predictor, learning, examples, removed, recipe.head.hurdle, seconds)
+    if is_main():
+        write_fusion_report(job.out, told)
     return FinetuneResult(job.out / recipe.name, card, loop, {each.split: each.full_auroc() for each in scored})
 
 
@@ -183,6 +186,7 @@ def _run_tower(
     model = SteadyTower(job.backbone, job.recipe.lora, torch.nn.Identity())
     try:
         loop = _steady(job, model, learning)
+        job.settle(model.learnt())
         model.eval()
         seen = _Features.read(job, model, learning)
         return loop, model.weights(), seen, _Features.read(job, model, test) if test else None
@@ -283,7 +287,7 @@ class _Fitter:
     """Makes heads for one job's features, and inputs for them."""
 
     def __init__(self, job: Job, fields: tuple[TabularField, ...], statistics: FieldStatistics, seen: _Features) -> None:
-        self.recipe, self.fields = job.recipe, fields
+        self.recipe, self.fields, self.settle = job.recipe, fields, job.settle
         self.modalities = self.recipe.data.modalities
         notes = [note for note in seen.notes if note is not None]
         if NOTE in self.modalities and len(notes) < 2:
@@ -295,6 +299,7 @@ class _Fitter:
         blank = FusionHead(shape, self.modalities, fields, self.recipe.head.dropout)
         stacked = np.stack(notes) if notes else np.zeros((0, shape.embed_dim), np.float32)
         self.template = new_head(self.recipe.head, blank, seen.films, stacked, statistics)
+        self.settle(self.template.state_dict().values())  # films are read through it before the head is fitted
         self.start = {name: tensor.clone() for name, tensor in self.template.state_dict().items()}
 
     def inputs(self, cases: Sequence[Case], seen: _Features) -> FusionInputs:
@@ -313,6 +318,7 @@ class _Fitter:
         head = FusionHead(self.template.shape, self.modalities, self.fields, self.recipe.head.dropout)
         head.load_state_dict(self.start)
         fit(head, lessons, self.recipe.head, self.recipe.seed)
+        self.settle(head.state_dict().values())
         return head
 
     def grid(self, whole: FusionHead, lessons: Learning, test: FusionInputs | None, cases: Sequence[Case]) -> Grid:
@@ -327,7 +333,7 @@ class _Fitter:
             sparse = replace(lessons, inputs=without(lessons.inputs, learnt, random)) if learnt else lessons
             head = self.fit(sparse) if learnt else whole
             made = candidates(head, sparse.inputs, lessons.parts)
-            rules = choose_rules(self.modalities, made, lessons.truth, self.recipe.head.margin)
+            rules = choose_rules(self.modalities, made, lessons.truth, lessons.patients, self.recipe.head.hurdle)
             for rate in MISSING_RATES:
                 for cells, inputs, truth, parts in asked:
                     values = [

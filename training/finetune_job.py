@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from adapters.card import AdapterCard, BaseRecord, DataRecord
+from torch import Tensor
+
+from adapters.card import AdapterCard, BaseRecord, DataRecord, read_card
+from adapters.files import Adapter, write_adapter
+from adapters.half import round_to_half
 from adapters.tasks.classification import EncodesText
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower
 from training.finetune_recipe import AnyRecipe
 from training.loop import LoopConfig, LoopReport
 from training.manifest import Manifest, Row
+from training.processes import is_main, main_first
 
 NON_COMMERCIAL = "nc"
 Recipe = TypeVar("Recipe", bound=AnyRecipe)
@@ -64,6 +69,17 @@ class FinetuneJob(Generic[Recipe]):
             seed=self.recipe.seed,
             cpu=self.cpu,
         )
+
+    def settle(self, learnt: Iterable[Tensor]) -> None:
+        """Round what was learnt as the recipe stores it: what is scored from here on is what will be served."""
+        if self.recipe.training.storage == "float16":
+            round_to_half(learnt)
+
+    def write(self, adapter: Adapter) -> AdapterCard:
+        """Write the adapter into OUT/NAME, one process for all of them; the card with the files' hashes."""
+        folder = self.out / self.recipe.name
+        with main_first():
+            return write_adapter(folder, adapter) if is_main() else read_card(folder)
 
     def card(
         self,

@@ -15,6 +15,7 @@ from training.augment import AugmentStrength
 
 LOSSES = ("bce", "asymmetric", "focal")
 CLASS_LOSSES = ("ce", "logit_adjusted", "focal")
+STORAGES = ("float16", "float32")
 UNCERTAIN = ("ignore", "ones", "zeros", "soft")
 _GENTLE = AugmentStrength(
     rotate_degrees=7.0, zoom=0.1, shift=0.04, gamma=0.25, contrast=0.2, brightness=0.06, noise=0.015, erase=0.0
@@ -121,7 +122,8 @@ class PaceRecipe:
     """How long and how fast. patience: epochs without a better validation before training stops.
 
     average: the share of itself that a running mean of the weights keeps at each step; the mean is what is validated
-    and kept. 0 keeps the weights as they are.
+    and kept. 0 keeps the weights as they are. storage: "float16" rounds adapter and head once training is over, before
+    anything is scored, and stores them so; "float32" keeps every digit.
     """
 
     epochs: int = 10
@@ -134,6 +136,12 @@ class PaceRecipe:
     patience: int = 3
     precision: str = "fp32"
     average: float = 0.0
+    storage: str = "float16"
+
+    def __post_init__(self) -> None:
+        if self.storage not in STORAGES:
+            known = ", ".join(STORAGES)
+            raise InvalidRequest(f"training.storage is {self.storage!r}; choose one of {known}.", param="storage")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from training.classification import rankable
 from training.label_table import LabelTable
 from training.loop import LoopReport
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, calibration_error, difference, mean_over
+from training.processes import is_main
 
 Floats = npt.NDArray[np.float64]
 
@@ -95,7 +96,9 @@ class Scored:
 
 
 def write_report(out: Path, card: AdapterCard, loop: LoopReport, films: Mapping[str, int]) -> None:
-    """OUT/report.json and OUT/report.md."""
+    """OUT/report.json and OUT/report.md, by one process for all of them."""
+    if not is_main():
+        return
     content = {
         "adapter": card.name,
         "base": asdict(card.base),

@@ -2,7 +2,7 @@
 
     rows -> film cache + masks -> Loop (epoch by validation Dice) -> masks in each film's geometry -> card
 
-The head is rounded to float16 before it is scored, so that what was measured is what is stored.
+Adapter and head are rounded to float16 before they are scored, so that what was measured is what is stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from adapters.card import AdapterCard, Metric
-from adapters.files import Adapter, write_adapter
+from adapters.files import Adapter
 from adapters.lora import remove_lora
 from adapters.tasks.segmentation import TASK, SegmentationResult, Segmenter
 from adapters.tasks.volume import VolumeSegmentation, segment_volume
@@ -173,16 +173,15 @@ def train_segmentation(job: Job) -> FinetuneResult:
         report = Loop(trainee, model, groups, job.loop_config("dice"), job.out / "loop", is_quiet=job.is_quiet).run(
             resume=job.resume
         )
-        head = {name: tensor.detach().half() for name, tensor in model.head.state_dict().items()}
-        model.head.load_state_dict({name: tensor.float() for name, tensor in head.items()})
+        job.settle(model.learnt())
         scored = {split: _score(job, trainee, model, films[split], card) for split in ("val", "test") if split in films}
-        lora = model.weights()
+        lora, head = model.weights(), {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
     finally:
         remove_lora(backbone.image_tower)  # the backbone is given back as it was
     base = {split: _score_mean_mask(job, films, split) for split in scored}
     metrics = tuple(metric for split in scored for metric in card_metrics(split, scored[split], base[split]))
     card = replace(card, metrics=metrics)
-    card = write_adapter(job.out / recipe.name, Adapter(card, lora, head))
+    card = job.write(Adapter(card, lora, head))
     write_report(job.out, card, report, {split: len(each.rows) for split, each in films.items()})
     scores: dict[str, float] = {split: each.mean_dice() for split, each in scored.items()}
     return FinetuneResult(job.out / recipe.name, card, report, scores, "dice")

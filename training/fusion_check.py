@@ -72,7 +72,7 @@ def fusion_sections(asked: FusionCheck) -> list[Section]:
         resamples=asked.resamples,
     )
     kept = np.isfinite(scores.full)
-    return score_sections(scores.among(kept), recipe.head.margin)
+    return score_sections(scores.among(kept), recipe.head.hurdle)
 
 
 def _cases(manifest: Manifest, split: str, recipe: FusionRecipe) -> tuple[Case, ...]:

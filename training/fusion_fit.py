@@ -27,6 +27,7 @@ from adapters.tasks.fusion_head import NOTE, FusionHead, FusionInputs, HeadShape
 from adapters.tasks.tabular import MISSING
 from foundation.errors import InvalidRequest, ManifestError
 from training.fusion_data import Case, FieldStatistics
+from training.fusion_rules import Hurdle
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
@@ -42,7 +43,7 @@ class FusionHeadRecipe:
 
     folds: parts of the patients of train and val for cross-fitting, 1 for none. ridge: inverse strength of the experts'
     penalty (scikit-learn's C). steps, rate, decay, dropout: of the joint networks, full batches with AdamW. max_missing:
-    see above. margin: by how much AUROC must rise over the best single modality before several answer together.
+    see above. margin, support: what several modalities must show before they answer together (`fusion_rules.Hurdle`).
     """
 
     film: int = 32
@@ -57,13 +58,20 @@ class FusionHeadRecipe:
     dropout: float = 0.3
     max_missing: float = 0.9
     margin: float = 0.005
+    support: float = 0.8
     coverage: float = 0.9
 
     def __post_init__(self) -> None:
         if self.folds < 1 or min(self.film, self.patch, self.note, self.width, self.steps) < 1 or self.width % 2:
             raise InvalidRequest("head: folds, film, patch, note and steps must be at least 1, width even.", param="head")
+        if not 0.0 <= self.support <= 1.0:
+            raise InvalidRequest("head.support must lie from 0 to 1.", param="support")
         if not 0.0 <= self.max_missing <= 0.9 or not 0.5 <= self.coverage < 1.0:
             raise InvalidRequest("head: max_missing must be 0 to 0.9, coverage 0.5 to below 1.", param="head")
+
+    @property
+    def hurdle(self) -> Hurdle:
+        return Hurdle(self.margin, self.support)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +98,7 @@ class Learning:
     truth: npt.NDArray[np.bool_]
     weights: Floats
     parts: tuple[Part, ...]
+    patients: tuple[str, ...]
 
 
 def split_parts(cases: Sequence[Case], folds: int, seed: int) -> tuple[Part, ...]:
@@ -133,7 +142,7 @@ def new_head(
             continue
         mean, axes = principal_axes(rows.astype(np.float64), blocks, count)
         getattr(template, f"{name}_mean").copy_(torch.from_numpy(mean))
-        getattr(template, f"{name}_axes").copy_(torch.from_numpy(axes).half())  # stored in half: nothing changes on disk
+        getattr(template, f"{name}_axes").copy_(torch.from_numpy(axes))
     template.centre.copy_(torch.from_numpy(statistics.centre))
     template.spread.copy_(torch.from_numpy(statistics.spread))
     template.knots.copy_(torch.from_numpy(statistics.knots))

@@ -14,6 +14,7 @@ from adapters.tasks.fusion import FusionPredictor, FusionResult
 from adapters.tasks.fusion_head import JOINT, PRODUCT
 from adapters.tasks.tabular import ABOVE, BELOW, MISSING
 from training.fusion_data import Case
+from training.fusion_rules import Hurdle
 from training.fusion_scores import CHOSEN, SINGLE, FusionScores, Grid, no_harm
 from training.loop import LoopReport
 from training.metrics import reliability, weighted_mean
@@ -45,7 +46,7 @@ class Fusion:
     learning: Sequence[Case]
     examples: Sequence[Told]
     removed: int
-    margin: float
+    hurdle: Hurdle
     seconds: float
 
 
@@ -53,14 +54,14 @@ def write_fusion_report(out: Path, told: Fusion) -> Path:
     """OUT/report.md, report.json and plots."""
     sections: list[Section] = []
     for scores in told.scored:
-        sections += score_sections(scores, told.margin)
+        sections += score_sections(scores, told.hurdle)
     sections += [_grid(told.grid), _accounts(told.examples), _fields(told), _rules(told.card)]
     return write_report(Report(f"Report of {told.card.name}", _about(told), tuple(sections)), out)
 
 
-def score_sections(scores: FusionScores, margin: float) -> list[Section]:
+def score_sections(scores: FusionScores, hurdle: Hurdle) -> list[Section]:
     """Of one split."""
-    made = [_subsets(scores), _harm(scores, margin), _baselines(scores), _calibration(scores), _groups(scores)]
+    made = [_subsets(scores), _harm(scores, hurdle), _baselines(scores), _calibration(scores), _groups(scores)]
     return [section for section in made if section.measures or section.tables]
 
 
@@ -82,19 +83,19 @@ def _subsets(scores: FusionScores) -> Section:
     return Section(f"{scores.split}: every subset of modalities", note, tuple(measures), plots=(plot,))
 
 
-def _harm(scores: FusionScores, margin: float) -> Section:
+def _harm(scores: FusionScores, hurdle: Hurdle) -> Section:
     measures = []
     for subset, gap in no_harm(scores).items():
         measures.append(Measure("gap", gap, CHOSEN, _name(subset)))
         if scores.parts:
-            own = scores.nested(margin)[subset]
-            nested = scores.compare(own, scores.raw(subset, SINGLE), ~np.isnan(own))
+            nested = scores.compare_within_parts(scores.nested(hurdle)[subset], scores.raw(subset, SINGLE))
             measures.append(Measure("gap", nested, "chosen without the case", _name(subset)))
     note = "AUROC of the subset's answer minus that of its best single modality, on the same cases and resamples."
     if scores.parts:
         note += (
             " The rules were chosen on these cases, so the first column cannot be below zero by much; in the second each rule "
-            "was chosen without the patients it answers for, and calibrations of different parts are ranked together."
+            "was chosen without the patients it answers for, and only cases that the same member and rule answered are ranked "
+            "against each other."
         )
     return Section(f"{scores.split}: no harm", note, tuple(measures))
 
@@ -194,7 +195,10 @@ def _rules(card: AdapterCard) -> Section:
     lines = tuple(
         (_name(rule["modalities"]), rule["single"], rule["method"], str(rule["cases"])) for rule in card.head["rules"]
     )
-    note = "Chosen on held-back cases: the best single modality, unless fusing ranks better by the recipe's margin."
+    note = (
+        "Chosen on held-back cases: the best single modality, unless fusing ranks better by the recipe's margin, and in as "
+        "many resamples of patients as its support asks."
+    )
     return Section(
         "Who answers for which subset",
         note,

@@ -1,7 +1,8 @@
 """Who answers for each subset of modalities, and how its logit becomes a probability: chosen on held-back cases.
 
 The best single expert of a subset answers unless the product of experts or the joint network ranks the held-back cases
-better by `margin`: fusing must earn its place, so no subset does worse there than its best single modality. Platt
+better by `Hurdle.margin`, and in most resamples of their patients: fusing must earn its place, so no subset does worse there
+than its best single modality, and a gain that rests on a few patients does not count. Platt
 scaling follows, for each subset on the cases that have it. Where too few cases have a subset, its product answers as it is.
 """
 
@@ -17,12 +18,25 @@ from adapters.tasks.account import Subset, subsets_of
 from adapters.tasks.fusion import SubsetRule
 from adapters.tasks.fusion_head import JOINT, PRODUCT
 from training.calibrate import fit_platt
-from training.metrics import auroc
+from training.metrics import PatientBootstrap, auroc, difference
 
 Floats = npt.NDArray[np.float64]
 Truth = npt.NDArray[np.bool_]
 Candidates = Mapping[Subset, Floats]
 FEWEST_CASES = 5  # with and without the outcome
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Hurdle:
+    """What several modalities must show before they answer together for their best single one.
+
+    margin: by how much their AUROC is higher on the held-back cases; support: in what share of the resamples of patients
+    it is higher at all.
+    """
+
+    margin: float
+    support: float
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,12 @@ def methods_of(modalities: Sequence[str]) -> tuple[str, ...]:
     return (*modalities, PRODUCT, JOINT)
 
 
-def choose_rules(modalities: Sequence[str], made: Candidates, truth: Truth, margin: float) -> tuple[SubsetRule, ...]:
+def choose_rules(
+    modalities: Sequence[str], made: Candidates, truth: Truth, patients: Sequence[str], hurdle: Hurdle
+) -> tuple[SubsetRule, ...]:
     """One rule a subset, small ones first."""
-    return tuple(_rule(modalities, subset, made[subset], truth, margin) for subset in subsets_of(modalities))
+    whose = np.asarray(patients, dtype=str)
+    return tuple(_rule(modalities, subset, made[subset], truth, whose, hurdle) for subset in subsets_of(modalities))
 
 
 def best_single(modalities: Sequence[str], subset: Subset, values: Floats, truth: Truth) -> str:
@@ -50,7 +67,9 @@ def best_single(modalities: Sequence[str], subset: Subset, values: Floats, truth
     return max(subset, key=lambda name: _auroc(values[known, methods.index(name)], truth[known]))
 
 
-def _rule(modalities: Sequence[str], subset: Subset, values: Floats, truth: Truth, margin: float) -> SubsetRule:
+def _rule(
+    modalities: Sequence[str], subset: Subset, values: Floats, truth: Truth, patients: npt.NDArray[np.str_], hurdle: Hurdle
+) -> SubsetRule:
     known = ~np.isnan(values[:, -1])
     told = truth[known]
     if min(told.sum(), (~told).sum()) < FEWEST_CASES:
@@ -58,13 +77,21 @@ def _rule(modalities: Sequence[str], subset: Subset, values: Floats, truth: Trut
     methods = methods_of(modalities)
     chosen = single = best_single(modalities, subset, values, truth)
     if len(subset) > 1:
-        scores = {name: _auroc(values[known, methods.index(name)], told) for name in (PRODUCT, JOINT)}
-        better = max(scores, key=lambda name: scores[name])
-        if scores[better] >= _auroc(values[known, methods.index(chosen)], told) + margin:
+        alone, draws = values[known, methods.index(single)], PatientBootstrap(patients[known].tolist(), RESAMPLES)
+        together = {name: values[known, methods.index(name)] for name in (PRODUCT, JOINT)}
+        gains = {name: _auroc(scores, told) - _auroc(alone, told) for name, scores in together.items()}
+        better = max(gains, key=lambda name: gains[name])
+        if gains[better] >= hurdle.margin and _support(together[better], alone, told, draws) >= hurdle.support:
             chosen = better
     raw = values[known, methods.index(chosen)]
     platt = fit_platt(raw[:, None], told[:, None].astype(np.float64), "held back")
     return SubsetRule(subset, chosen, single, platt.slope[0], platt.bias[0], int(known.sum()))
+
+
+def _support(together: Floats, alone: Floats, truth: Truth, draws: PatientBootstrap) -> float:
+    """The share of the resamples in which `together` ranks better than `alone`."""
+    gain = difference(lambda weights: auroc(together, truth, weights), lambda weights: auroc(alone, truth, weights))
+    return float((draws.samples(gain) > 0).mean())
 
 
 def answer(modalities: Sequence[str], rules: Sequence[SubsetRule], made: Candidates, subset: Subset) -> Floats:

@@ -20,7 +20,7 @@ from adapters.tasks.fusion import SubsetRule
 from adapters.tasks.tabular import ABOVE, BELOW, CATEGORY, MISSING, TabularField
 from training.fusion_data import Case
 from training.fusion_fit import Part
-from training.fusion_rules import ConformalBounds, answer, answer_all, choose_rules, methods_of
+from training.fusion_rules import ConformalBounds, Hurdle, answer, answer_all, choose_rules, methods_of
 from training.metrics import Estimate, PatientBootstrap, Statistic, auroc, brier, calibration_error, difference
 
 Floats = npt.NDArray[np.float64]
@@ -106,6 +106,28 @@ class FusionScores:
         both = (self._auroc(first, kept), self._auroc(second, kept))
         return self._draws(kept).estimate(difference(*both))
 
+    def compare_within_parts(self, first: Floats, second: Floats) -> Estimate:
+        """The same, over the pairs of cases that one member answered: logits of two members are on no common scale."""
+        kept = ~(np.isnan(first) | np.isnan(second))
+        groups = [np.isin(np.arange(len(kept)), part.held)[kept] for part in self.parts]
+        statistics = [self._within(scores[kept], self.truth[kept], groups) for scores in (first, second)]
+        return self._draws(kept).estimate(difference(*statistics))
+
+    @staticmethod
+    def _within(scores: Floats, truth: Bools, groups: Sequence[Bools]) -> Statistic:
+        """AUROC over the pairs inside each group, all pairs weighing alike."""
+
+        def statistic(weights: Floats) -> Floats:
+            won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+            for group in groups:
+                own = weights[:, group]
+                count = own[:, truth[group]].sum(axis=1) * own[:, ~truth[group]].sum(axis=1)
+                won += count * np.nan_to_num(auroc(scores[group], truth[group], own))
+                pairs += count
+            return np.asarray(np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+
+        return statistic
+
     def full_auroc(self) -> float:
         return float(auroc(self.full, self.truth)[0])
 
@@ -120,13 +142,14 @@ class FusionScores:
             draws.estimate(lambda weights: brier(chances, self.truth, weights)),
         )
 
-    def nested(self, margin: float) -> Mapping[Subset, Floats]:
+    def nested(self, hurdle: Hurdle) -> Mapping[Subset, Floats]:
         """Each subset's chosen logits where the rule, too, was chosen without the case's part of the patients."""
         made = {subset: np.full(len(self.cases), np.nan) for subset in self.made}
         for part in self.parts:
             rest = np.setdiff1d(np.arange(len(self.cases)), part.held)
             others = {subset: values[rest] for subset, values in self.made.items()}
-            rules = choose_rules(self.modalities, others, self.truth[rest], margin)
+            patients = [self.patients[place] for place in rest]
+            rules = choose_rules(self.modalities, others, self.truth[rest], patients, hurdle)
             for subset in made:
                 made[subset][part.held] = answer(self.modalities, rules, self.made, subset)[part.held]
         return made

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from foundation.errors import InvalidRequest
 from training import resume as state
+from training.processes import on_cpu
 
 LAST = "last"
 BEST = "best.safetensors"
@@ -138,7 +139,7 @@ class Loop:
     ) -> None:
         self.trainee, self.config, self.out = trainee, config, out
         out.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(cpu=config.cpu)
+        self.accelerator = Accelerator(cpu=on_cpu(config.cpu))
         optimizer = torch.optim.AdamW(
             [
                 {"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate}
@@ -280,6 +281,7 @@ class Loop:
         self.at.epoch, self.at.position = self.at.epoch + 1, 0
         self.at.seconds += time.monotonic() - started
         self.save()
+        self.accelerator.wait_for_everyone()  # no process reads what the main one has not written yet
 
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience

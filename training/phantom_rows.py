@@ -17,6 +17,7 @@ from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS, make_phantom
 from foundation.preprocess import InputContract
 from training.manifest import Row
+from training.processes import main_first
 
 FIRST_SEED = 30_000_000  # apart from those of pretraining and of every check
 HELD_OUT_SEED = 40_000_000
@@ -35,12 +36,14 @@ def phantom_films(
 ) -> tuple[Films, tuple[tuple[str, ...], ...]]:
     """`count` films (N, S, S, 1) uint8 at the model's size and the findings of each; kept in the cache folder."""
     target = folder / f"drawn-phantoms-{contract.size}-{first_seed}-{count}.npz"
-    if not target.is_file():
-        drawn = min(max(contract.size, SIZES[0]), SIZES[1])
-        made = [make_phantom(seed, drawn) for seed in range(first_seed, first_seed + count)]
-        truth = np.stack([phantom.label_vector() for phantom in made])
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(target, films=np.stack([_fitted(phantom.film, contract.size) for phantom in made]), truth=truth)
+    with main_first():
+        if not target.is_file():
+            drawn = min(max(contract.size, SIZES[0]), SIZES[1])
+            made = [make_phantom(seed, drawn) for seed in range(first_seed, first_seed + count)]
+            truth = np.stack([phantom.label_vector() for phantom in made])
+            folder.mkdir(parents=True, exist_ok=True)
+            shown = np.stack([_fitted(phantom.film, contract.size) for phantom in made])
+            np.savez_compressed(target, films=shown, truth=truth)
     with np.load(target, allow_pickle=False) as held:
         findings = tuple(tuple(name for name, is_on in zip(FINDINGS, row, strict=True) if is_on) for row in held["truth"])
         return held["films"], findings

@@ -29,6 +29,7 @@ from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
 from foundation.towers import ImageTower, TrunkState
 from training.augment import AugmentStrength, augment
+from training.processes import main_first
 
 Item = TypeVar("Item")
 
@@ -39,12 +40,13 @@ def film_cache(
     """The films as the model sees them before normalisation, memory-mapped read-only."""
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     target = folder / f"films-{_digest('films', asdict(contract), stamps)}.npy"
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            _render_all(paths, contract, target, 1, is_quiet)
-        except _ColourError:
-            _render_all(paths, contract, target, 3, is_quiet)
+    with main_first():
+        if not target.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                _render_all(paths, contract, target, 1, is_quiet)
+            except _ColourError:
+                _render_all(paths, contract, target, 3, is_quiet)
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -119,34 +121,35 @@ class TrunkCache:
                 return tower.run(tower.embed(pixels.to(device)), 0, first_block)
 
         probe = run(to_pixels(films[:1], contract))
-        if not target.is_file() or (pools and not pooled.is_file()):
-            folder.mkdir(parents=True, exist_ok=True)
-            shape = (len(films), views, *probe.hidden.shape[1:])
-            partial = target.with_suffix(".partial.npy")
-            hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-            size = sum(level.shape[1] for level in probe.levels) * len(pools)
-            below = np.zeros((len(films), views, size), np.float32)
-            for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
-                chunk = np.asarray(films[start : start + batch_size])
-                for view in range(views):
-                    own_seed = int(_digest(seed, start, view), 16) % 2**62
-                    pixels = to_pixels(chunk, contract)
-                    if view:
-                        pixels = augmented_pixels(chunk, contract, strength, own_seed)
-                    state = run(pixels)
-                    if size:
-                        below[start : start + len(chunk), view] = pool_levels(state.levels, pools).cpu().numpy()
-                    values = state.hidden.float().cpu().numpy()
-                    if not np.abs(values).max() < np.finfo(np.float16).max:
-                        raise InvalidRequest(
-                            "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
-                            param="cached",
-                        )
-                    hidden[start : start + len(chunk), view] = values
-            hidden.flush()
-            if pools:
-                np.save(pooled, below)
-            partial.rename(target)
+        with main_first():
+            if not target.is_file() or (pools and not pooled.is_file()):
+                folder.mkdir(parents=True, exist_ok=True)
+                shape = (len(films), views, *probe.hidden.shape[1:])
+                partial = target.with_suffix(".partial.npy")
+                hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                size = sum(level.shape[1] for level in probe.levels) * len(pools)
+                below = np.zeros((len(films), views, size), np.float32)
+                for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
+                    chunk = np.asarray(films[start : start + batch_size])
+                    for view in range(views):
+                        own_seed = int(_digest(seed, start, view), 16) % 2**62
+                        pixels = to_pixels(chunk, contract)
+                        if view:
+                            pixels = augmented_pixels(chunk, contract, strength, own_seed)
+                        state = run(pixels)
+                        if size:
+                            below[start : start + len(chunk), view] = pool_levels(state.levels, pools).cpu().numpy()
+                        values = state.hidden.float().cpu().numpy()
+                        if not np.abs(values).max() < np.finfo(np.float16).max:
+                            raise InvalidRequest(
+                                "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
+                                param="cached",
+                            )
+                        hidden[start : start + len(chunk), view] = values
+                hidden.flush()
+                if pools:
+                    np.save(pooled, below)
+                partial.rename(target)
         return cls(np.load(target, mmap_mode="r"), probe.grid, first_block, np.load(pooled) if pools else None)
 
 

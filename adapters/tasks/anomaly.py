@@ -3,9 +3,11 @@
     text            patches and film compared with what findings are called      no training at all
     memory          distance of each patch to the nearest of many normal ones    a handful of normal films
     reconstruction  what normal patches' main components cannot rebuild          a handful of normal films
-    trained         a small map over the last two levels                         abnormal or synthetic films
+    trained         a small map over the last two levels, and for the film as    abnormal or synthetic films
+                    a whole a linear reading of the levels before them
 
-Each branch gives a map (B, h, w) and a score for the film. A map is taken relative to what is usual at each place of normal
+Each branch gives a map (B, h, w) and a score for the film: of the text branch what the film's own embedding says, of others
+the mean of their strangest patches. A map is taken relative to what is usual at each place of normal
 films. `reference.py` fuses the scores by their ranks among held-out normal films. The heat map is fused likewise: 0.95
 means that 95 % of the patches of normal films are less strange. Sources: Zhou 2024 (AnomalyCLIP), Roth 2022 (PatchCore:
 greedy coreset of locally averaged patch features), Yang 2020 (DFR: rebuilding of deep features, here linear).
@@ -28,6 +30,7 @@ from adapters.card import AdapterCard
 from adapters.tasks.classification import EncodesText, Prompts, mean_text
 from adapters.tasks.heads import bind_head, head_options, standardised
 from adapters.tasks.heat import heat_png
+from adapters.tasks.levels import LevelReader, pool_levels
 from adapters.tasks.reference import NormalReference
 from foundation.errors import AdapterRefused
 from foundation.preprocess import InputContract, to_film
@@ -37,6 +40,7 @@ LABEL = "anomaly"
 BRANCHES = ("text", "memory", "reconstruction", "trained")
 QUANTILES = 257
 TRAINED_WIDTH = 32
+POOLS = ("mean", "std")
 TOP_SHARE = 0.08  # of the patches: their mean is the film's score
 PLACE_WEIGHT = 0.35  # how much a patch's place counts beside what it shows, whose vector has length one
 
@@ -59,6 +63,7 @@ class HeadShape:
     """The sizes of a head's tensors; what a card records. level_widths: of the last three levels.
 
     components: of normal patches, that rebuild others. places: (h, w) of what is usual where, (1, 1) being everywhere.
+    read_widths: of the first levels, that are read linearly; empty reads none.
     """
 
     embed_dim: int
@@ -69,6 +74,7 @@ class HeadShape:
     reference: int
     components: int = 1
     places: tuple[int, int] = (1, 1)
+    read_widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,13 @@ class AnomalyOutput:
 
 
 class AnomalyHead(nn.Module):
-    """Only `laterals`, `patch` and `whole` are trained; buffers are computed from normal films afterwards."""
+    """`laterals`, `patch` and `whole` are trained by gradients, then `reader` is fitted in closed form beside them.
+
+    Buffers are computed from normal films afterwards; `share`, how much the first three count beside the reader, is chosen.
+    """
 
     text: Tensor
+    share: Tensor
     projection: Tensor
     memory: Tensor
     centre: Tensor
@@ -99,6 +109,8 @@ class AnomalyHead(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(width, TRAINED_WIDTH, 1) for width in shape.level_widths[1:])
         self.patch = nn.Conv2d(TRAINED_WIDTH, 1, 3, padding=1)
         self.whole = nn.Linear(shape.embed_dim, 1)
+        self.reader = LevelReader(shape.read_widths, POOLS, 1).requires_grad_(False) if shape.read_widths else None
+        self.register_buffer("share", torch.ones(()))
         self.register_buffer("text", torch.zeros(shape.findings, shape.embed_dim))
         self.register_buffer("projection", torch.zeros(sum(shape.level_widths[:2]), shape.memory_width))
         self.register_buffer("memory", torch.zeros(shape.memory, shape.memory_width + 2))
@@ -114,8 +126,15 @@ class AnomalyHead(nn.Module):
         """patches (B, N, E): the backbone's patch embeddings, in the space of texts."""
         maps, overall, trained = self.raw(features, patches)
         maps = (maps - self.usual) * torch.exp(-self.log_spread)
-        text, memory, rebuilt = (top_mean(maps[:, branch]) for branch in range(3))
-        return AnomalyOutput(maps, torch.stack([overall + text, memory, rebuilt, trained], dim=1))
+        memory, rebuilt = (top_mean(maps[:, branch]) for branch in (1, 2))
+        return AnomalyOutput(maps, torch.stack([overall, memory, rebuilt, self.together(features, trained)], dim=1))
+
+    def together(self, features: HasPlaces, trained: Tensor) -> Tensor:
+        """(B,) the trained branch's film logits (B,) with the reading of the levels."""
+        if self.reader is None:
+            return trained
+        read: Tensor = self.reader(pool_levels(features.levels[: len(self.reader.widths)], POOLS))[:, 0]
+        return read + self.share * trained
 
     def raw(self, features: HasPlaces, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (B, 4, h, w) as the branches give them, on the grid of the third level from the end.
@@ -210,14 +229,16 @@ class Detector:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Detector:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        sizes = set(HeadShape.__dataclass_fields__) - {"components", "places"}
-        options: dict[str, Any] = head_options(card, TASK, tuple(sizes), {"components": 1, "places": [1, 1]})
+        sizes = set(HeadShape.__dataclass_fields__) - {"components", "places", "read_widths"}
+        optional = {"components": 1, "places": [1, 1], "read_widths": []}
+        options: dict[str, Any] = head_options(card, TASK, tuple(sizes), optional)
+        read = tuple(int(width) for width in options.pop("read_widths"))
         widths = tuple(int(width) for width in options.pop("level_widths"))
         rows, columns = (int(count) for count in options.pop("places"))
         if len(widths) != 3 or not int(options["reference"]):
             raise AdapterRefused("The card's head needs three level_widths and at least one reference film.")
         whole = {name: int(value) for name, value in options.items()}
-        head = AnomalyHead(HeadShape(level_widths=widths, places=(rows, columns), **whole))
+        head = AnomalyHead(HeadShape(level_widths=widths, places=(rows, columns), read_widths=read, **whole))
         return cls(card, bind_head(head, tensors))
 
     @property
