@@ -3,9 +3,9 @@
     probability      0 ........... thresholds[k] ........... absent[k] ........... 1        (or the other way round)
     is in the set    absent        absent, present           present
 
-Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding at least `coverage` keep
-"present" in their set, of films that do not at least `coverage` keep "absent". A set of both, or of neither, says that the
-film does not decide. Fitted by `training/conformal.py`.
+Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding `coverage` keep "present" in
+their set, of films that do not `coverage` keep "absent". A set of both, or of neither, says that the film does not decide.
+Fitted by `training/conformal.py`.
 """
 
 from __future__ import annotations
