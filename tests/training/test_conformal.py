@@ -101,6 +101,7 @@ def test_what_the_sets_say() -> None:
     one_of = Conformal(0.9, (0.3, 0.3, 0.3), "val")
     assert conformal_sets(one_of, np.array([0.6, 0.1, 0.3])) == ("uncertain", "absent", "uncertain")
     assert conformal_sets(one_of, np.array([0.7, 0.1, 0.2])) == ("present", "absent", "absent")
+    assert conformal_sets(one_of, np.array([0.29, 0.28, 0.27])) == ("present", "absent", "absent")  # one of them it is
     assert conformal_sets(Conformal(), np.array([0.5])) is None
 
 
