@@ -22,7 +22,7 @@ from app.audit_command import add_audit_command, run_audit
 from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
-from app.predict_command import add_predict_options, bar, predict
+from app.predict_command import add_predict_options, bar, finding_line, predict
 from app.server_options import add_chat_backend, add_tls, chat_backend, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
@@ -232,7 +232,7 @@ def _ask(chosen: argparse.Namespace, show: Show) -> None:
     answer = {"answer": text, "vesalius": extras.model_dump() if extras else None}
     lines = [text]
     if extras and extras.evidence:
-        lines += [bar(found.label, found.probability) for found in extras.evidence.findings]
+        lines += [finding_line(one.label, one.probability, one.threshold) for one in extras.evidence.findings]
     show(answer, "\n".join([*lines, RESEARCH_USE]))
 
 

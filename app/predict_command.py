@@ -1,6 +1,6 @@
 """`vesalius predict ADAPTER FILE...`: films through an adapter, whatever its task; masks and heat maps are written on wish.
 
-classification   probabilities              segmentation   classes found, their areas; --out: a PNG a class
+classification   probabilities, sets        segmentation   classes found, their areas; --out: a PNG a class
 anomaly          p-value and branches       fusion         one patient from all files, --text and --value
                  --out: a 16-bit PNG
 """
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from app.words import RESEARCH_USE
 from foundation.errors import InvalidRequest
+from serving.wording import grade
 
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.schemas.segment import BoxMark, MaskFormat, PointMark
 
+NAMED = 4  # labels; more are counted
 Show = Callable[[Any, str], None]
 Answered = tuple[dict[str, Any], list[str]]  # as JSON, and as lines for a person
 
@@ -58,11 +60,8 @@ def _classify(client: Client, chosen: argparse.Namespace, films: Sequence[bytes]
     answer = client.classify(films, chosen.adapter).model_dump(mode="json")
 
     def told(_: Path, item: dict[str, Any]) -> list[str]:
-        lines = [bar(one["label"], one["probability"]) for one in item["labels"]]
-        if item["conformal"]:
-            named = ", ".join(item["conformal"]["labels"]) or "none"
-            lines.append(f"cannot be ruled out at {item['conformal']['coverage']:.0%}: {named}")
-        return lines
+        lines = [finding_line(one["label"], one["probability"], one["threshold"]) for one in item["labels"]]
+        return [*lines, *conformal_lines(item["labels"])]
 
     return answer, _told(chosen.files, answer, told)
 
@@ -135,6 +134,29 @@ def _told(files: Sequence[Path], answer: Mapping[str, Any], told: Callable[[Path
 
 def bar(label: str, value: float) -> str:
     return f"{label:24} {value:6.3f} {'#' * round(value * 30)}"
+
+
+def finding_line(label: str, value: float, threshold: float | None) -> str:
+    """Its bar; of what reaches its threshold, how sure that is to be called."""
+    if threshold is None or value < threshold:
+        return bar(label, value)
+    word = grade(value)
+    return f"{bar(label, value)} {f'{word}: ' if word else ''}above its threshold of {threshold:.3f}"
+
+
+def conformal_lines(labels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Labels whose films without it, or with it, look otherwise, by name where they are few; the rest is counted.
+
+    A probability higher than in nine of ten films without a finding may still be a low one: that is not called certain.
+    """
+    known = [one for one in labels if one["conformal"]]
+    lines = []
+    for name, words in (("present", "unlike films without it"), ("absent", "unlike films with it"), ("uncertain", "undecided")):
+        said = [one["label"] for one in known if one["conformal"]["set"] == name]
+        if said:
+            told = ", ".join(said) if len(said) <= NAMED else f"{len(said)} of {len(known)} labels"
+            lines.append(f"at {known[0]['conformal']['coverage']:.0%} coverage, {words}: {told}")
+    return lines
 
 
 def _write(path: Path, uri: str) -> Path:

@@ -46,8 +46,10 @@ STOPPED = "Stopped."
 # Evidence
 EVIDENCE = "What the answer rests on"
 EVIDENCE_EMPTY = "After an answer: the findings with their probabilities, and how much the picture mattered."
-CALIBRATED = "Calibrated probabilities. The tick marks the threshold from which a finding counts as present."
-NOT_CALIBRATED = "Zero-shot scores, not calibrated. The tick marks one half, from which a finding counts as present here."
+CALIBRATED = (
+    "Calibrated probabilities. A finding is reported from its tick on; where that stands low, it may yet be unlikely."
+)
+NOT_CALIBRATED = "Zero-shot scores, not calibrated. The tick marks one half, from which a finding is reported here."
 NOT_ASSESSED = "Not assessed: this looks like {kind}."
 NOT_ASSESSED_PLAIN = "Not assessed: this is not a film of a kind the model knows."
 NOT_ASSESSED_WHY = "The model was trained on frontal chest films. For anything else it gives no numbers."

@@ -23,6 +23,15 @@ FINDINGS: tuple[str, ...] = (
     "pneumothorax",
 )
 
+NOUNS: dict[str, str] = {
+    "effusion": "pleural effusion",
+    "edema": "pulmonary edema",
+    "nodule": "lung nodule",
+    "mass": "lung mass",
+    "hernia": "hiatal hernia",
+}
+"""How an answer calls a finding; by its own name where it is not listed."""
+
 # The first of each list is how a report says it; the rest are how colleagues and patients say it.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "atelectasis": (

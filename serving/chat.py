@@ -18,6 +18,7 @@ from serving.evidence import Evidence, reliance
 from serving.messages import Request
 from serving.prefix_cache import PictureKey
 from serving.refusal import not_assessed
+from serving.wording import Wording
 
 if TYPE_CHECKING:
     from foundation.decoder import Decoder, TextWriter
@@ -80,6 +81,7 @@ class Chat:
     stores: bool
     prompt: Prompt = Prompt(())
     writer: TextWriter | None = None
+    wording: Wording = field(default_factory=lambda: Wording(()))
     length: int = 0
     told: float = 0.0
     spent_s: float = 0.0
@@ -111,6 +113,14 @@ class Chat:
         self.prompt = self._prompt(decoder, self.opening.picture)
         count = len(self.prompt.ids)
         self.writer = TextWriter(decoder.tokenizer, self.request.sampling, count, room=decoder.context - count)
+        self.wording = Wording(self.opening.evidence.findings if self.opening.evidence is not None else ())
+
+    def accept(self, token: int) -> None:
+        """Take the next token; what it makes certain is to be sent."""
+        assert self.writer is not None
+        self.text += self.wording.push(self.writer.accept(token))
+        if self.writer.finish_reason:
+            self.text += self.wording.flush()
 
     def without(self, decoder: Decoder) -> list[Prompt]:
         """The same question about the blank and the shuffled film, each of which speaks through its own findings."""

@@ -27,6 +27,7 @@ from serving.evidence import Evidence, Finding, HeatMap, asked_finding, heat_map
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
+from serving.wording import plain_words
 from serving.works import FindingsReader, Seen, Tools, View, film_of
 from serving.works.findings import findings_reader
 from serving.zero_shot import PromptSet
@@ -158,13 +159,14 @@ class ChatWork:
 
 
 def plain_turns(turns: tuple[ChatTurn, ...]) -> tuple[Turn, ...]:
-    """As the decoder takes them: no system turn, which it was not trained to heed, and speakers that alternate."""
+    """As the decoder takes them: no system turn, which it was not trained to heed, its own words, speakers that alternate."""
     kept: list[Turn] = []
     for turn in turns:
         if turn.role == "system" or (turn.role == "assistant" and not kept):
             continue
+        text = plain_words(turn.text) if turn.role == "assistant" else turn.text
         if kept and kept[-1].role == turn.role:
-            kept[-1] = Turn(turn.role, f"{kept[-1].text}\n{turn.text}")
+            kept[-1] = Turn(turn.role, f"{kept[-1].text}\n{text}")
         else:
-            kept.append(Turn(turn.role, turn.text))
+            kept.append(Turn(turn.role, text))
     return tuple(kept)

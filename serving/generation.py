@@ -253,7 +253,7 @@ class ChatLane:
         assert chat.writer is not None
         if isinstance(chosen, Exception):
             raise chosen
-        chat.text += chat.writer.accept(chosen.token)
+        chat.accept(chosen.token)
         chat.told += chosen.told
         if chosen.report is not None:
             chat.reports.append(chosen.report)

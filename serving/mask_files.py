@@ -24,6 +24,8 @@ Rle = Mapping[str, Any]
 DICOM, NIFTI = "application/dicom", "application/x-nifti"
 NO_HIGHDICOM = "This server cannot write DICOM segmentations: its operator must install highdicom. Ask for NIfTI or JSON."
 
+UNFIT = "This film's header says too little, or contradicts itself, for a DICOM segmentation. Ask for NIfTI or JSON."
+
 
 @dataclass(frozen=True)
 class MaskFile:
@@ -95,7 +97,7 @@ def _dicom(wanted: MaskFile) -> bytes:
         raise InvalidRequest(
             "A DICOM segmentation belongs to a DICOM film; this is none. Ask for NIfTI or JSON.", param="Accept"
         )
-    source = pydicom.dcmread(io.BytesIO(wanted.raw.data))
+    source = _complete(pydicom.dcmread(io.BytesIO(wanted.raw.data)))
     if int(source.get("NumberOfFrames", 1) or 1) > 1:
         raise InvalidRequest("DICOM segmentations are written for films of one frame. Ask for NIfTI or JSON.", param="Accept")
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -113,25 +115,47 @@ def _dicom(wanted: MaskFile) -> bytes:
         for number, label in enumerate(wanted.labels, start=1)
     ]
     masks = [_fitting(rle, int(source.Rows), int(source.Columns)) for rle in wanted.masks]
-    made = Segmentation(
-        source_images=[source],
-        pixel_array=np.stack(masks, axis=-1)[None].astype(np.uint8),  # (frames, H, W, classes)
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
-        series_instance_uid=highdicom.UID(),
-        series_number=900,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="Vesalius",
-        manufacturer_model_name=wanted.model[:64],
-        software_versions=wanted.digest[:64] or "1",
-        device_serial_number="1",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=False,  # a class of which there is nothing is a finding, too
-    )
+    try:
+        made = Segmentation(
+            source_images=[source],
+            pixel_array=np.stack(masks, axis=-1)[None].astype(np.uint8),  # (frames, H, W, classes)
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=described,
+            series_instance_uid=highdicom.UID(),
+            series_number=900,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="Vesalius",
+            manufacturer_model_name=wanted.model[:64],
+            software_versions=wanted.digest[:64] or "1",
+            device_serial_number="1",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            omit_empty_frames=False,  # a class of which there is nothing is a finding, too
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InvalidRequest(UNFIT, param="Accept") from error
     target = io.BytesIO()
     made.save_as(target, enforce_file_format=True)
     return target.getvalue()
+
+
+def _complete(source: Any) -> Any:
+    """The film with what its study must say, left empty where it says nothing (de-identified films lack some).
+
+    Raises InvalidRequest where it belongs to no study, to which a segmentation could be added.
+    """
+    missing = [keyword for keyword in _IDENTIFIERS if not source.get(keyword)]
+    if missing:
+        raise InvalidRequest(
+            f"This film lacks {', '.join(missing)}, so no DICOM segmentation can refer to it. Ask for NIfTI or JSON.",
+            param="Accept",
+        )
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in source:
+            setattr(source, keyword, "")
+    if any(source.get(keyword) in (None, "") for keyword in _PLACE) and "FrameOfReferenceUID" in source:
+        del source.FrameOfReferenceUID  # it says no place in the patient; the mask then lies in the film's own pixels
+    return source
 
 
 def _code_of(label: str) -> Any:
@@ -142,6 +166,12 @@ def _code_of(label: str) -> Any:
     return Code(value, "SCT", meaning)
 
 
+_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
+_MAY_BE_EMPTY = (  # type 2 in PS3.3 C.7.1.1 and C.7.2.1
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
+    "ReferringPhysicianName",
+)  # fmt: skip
 _CODES = {
     "lung": ("39607008", "Lung"),
     "lungs": ("39607008", "Lung"),

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from foundation.lexicon import FINDINGS
+from foundation.lexicon import FINDINGS, NOUNS
 from foundation.prompt import FindingState, is_elsewhere
 from foundation.questions import QuestionIntent, interpret_question
-from training.conversations import MEANINGS, NOUNS
+from training.conversations import MEANINGS
 
 _ZONES = {"upper": "upper", "middle": "middle", "mid": "middle", "lower": "lower"}
 _DENIED = r"\b(no|not|without)\b[^.:;]*$"

@@ -22,7 +22,7 @@ from training.finetune_anomaly import AnomalyRecipe, is_asked
 from training.manifest import Manifest, Row
 from training.metrics import Floats, PatientBootstrap, Statistic, auroc, average_precision, difference, weighted_mean
 from training.plots import FilmPicture, curve_plot, films_plot, interval_plot
-from training.pointing import boxes_of, point
+from training.pointing import point, regions_of
 from training.recipe import fill
 from training.report import Measure, Section
 from training.scoring import Backbone, Film, Running, read_rows
@@ -250,7 +250,7 @@ def _pointing(asked: Anomaly, detector: Detector) -> Section:
         film = read_film(row.image.read_bytes())
         size = (film.pixels.shape[1], film.pixels.shape[2])
         own = {name: to_film(each[place], *size, asked.backbone.contract) for name, each in maps.items()}
-        scored.append(point(own, boxes_of(row, size)))
+        scored.append(point(own, np.any([*regions_of(row, size).values()], axis=0)))
     draws = PatientBootstrap([row.patient_id for row in rows], asked.resamples, asked.seed)
     measures = tuple(
         Measure("hits", draws.estimate(_share(np.array([one[name] for one in scored]))), name, films=len(rows))

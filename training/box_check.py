@@ -18,11 +18,9 @@ from foundation.prompts import terms
 from training.agreement import sides_in
 from training.manifest import Row
 from training.metrics import PatientBootstrap, weighted_mean
+from training.pointing import BOX_WORDS, FRAME
 from training.report import Measure, Section
 from training.scoring import Film
-
-BOX_FRAME = 1024
-_NAMES = {"infiltrate": "infiltration"}
 
 
 class Answers(Protocol):
@@ -39,7 +37,7 @@ def boxed_sides(row: Row) -> Mapping[str, frozenset[str]]:
     sides: dict[str, set[str]] = {}
     for box in row.get("boxes") or ():
         label = str(box.get("label", "")).lower()
-        name, frame = _NAMES.get(label, label), box.get("xywh_1024")
+        name, frame = BOX_WORDS.get(label, label), box.get("xywh_1024")
         if name in LATERAL and frame:
             sides.setdefault(name, set()).add(_side(frame))
     return {name: frozenset(held) for name, held in sides.items()}
@@ -48,7 +46,7 @@ def boxed_sides(row: Row) -> Mapping[str, frozenset[str]]:
 def _side(frame: Sequence[Any]) -> str:
     """The patient's left is the right half of the film."""
     x, _, width, _ = (float(one) for one in frame)
-    return "left" if x + width / 2 >= BOX_FRAME / 2 else "right"
+    return "left" if x + width / 2 >= FRAME / 2 else "right"
 
 
 def boxed_section(chat: Chat, rows: Sequence[Row], films: Sequence[Film], *, resamples: int, seed: int) -> tuple[Section, ...]:

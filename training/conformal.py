@@ -1,9 +1,11 @@
-"""Conformal thresholds, fitted on the validation split by patients, and what they are worth on another split.
+"""Conformal thresholds, fitted on the validation split, and what they are worth on another split.
 
-For each label and each truth, the threshold is the quantile that leaves `coverage` of the patients in, with the correction
-for a finite number of them (split conformal, Vovk 2005; class by class, "Mondrian"). A patient's films share his weight of
-one, so that one with many films counts no more than another. Where a class has too few patients for the coverage, its
-threshold lets everything in: nothing is ruled out that the data cannot rule out.
+For each label and each truth, the threshold is the quantile that leaves `coverage` of the films in (split conformal, Vovk
+2005; class by class, "Mondrian"). Sets are stated of films, so every film counts alike; but films of a patient are alike, so
+the correction for a finite sample counts the patients who have such a film, not their films (Dunn, Wasserman, Ramdas 2022, on
+samples in groups). Between two films the threshold is interpolated, for rounding up to the next of few would cover more than
+is stated. Where a class has too few patients for the coverage (fewer than nine at 0.9), its threshold lets everything
+in: nothing is ruled out that the data cannot rule out.
 """
 
 from __future__ import annotations
@@ -32,23 +34,27 @@ def fit_conformal(
     coverage: float = COVERAGE,
 ) -> Conformal:
     """probabilities and truth (N, K), calibrated; truth is NaN where a label says nothing of a film."""
-    weights = _shares(patients)
-    columns = range(probabilities.shape[1])
-    present = tuple(_lowest_kept(probabilities[:, k], truth[:, k] > 0.5, weights, coverage) for k in columns)
+    who, columns = np.asarray(patients), range(probabilities.shape[1])
+    present = tuple(_lowest_kept(probabilities[:, k], truth[:, k] > 0.5, who, coverage) for k in columns)
     if not is_multi_label:
         return Conformal(coverage, present, split)
-    absent = tuple(-_lowest_kept(-probabilities[:, k], truth[:, k] < 0.5, weights, coverage, -1.0) for k in columns)
+    absent = tuple(-_lowest_kept(-probabilities[:, k], truth[:, k] < 0.5, who, coverage, -1.0) for k in columns)
     return Conformal(coverage, present, split, absent)
 
 
-def _lowest_kept(scores: Floats, chosen: npt.NDArray[np.bool_], weights: Floats, coverage: float, lowest: float = 0.0) -> float:
-    """The largest threshold that keeps the corrected share of the chosen patients; `lowest` where none can."""
-    order = np.argsort(-scores[chosen], kind="stable")
-    held, count = np.cumsum(weights[chosen][order]), float(weights[chosen].sum())
-    needed = (count + 1) * coverage
-    if needed > count:
+def _lowest_kept(scores: Floats, chosen: npt.NDArray[np.bool_], patients: Words, coverage: float, lowest: float = 0.0) -> float:
+    """The threshold that keeps the corrected share of the chosen films; `lowest` where none can."""
+    count = len(set(patients[chosen]))
+    needed = (1 + 1 / count) * coverage if count else np.inf
+    if needed > 1:
         return lowest
-    return float(scores[chosen][order][int(np.searchsorted(held, needed - 1e-9))])
+    kept = np.arange(1, chosen.sum() + 1) / chosen.sum()
+    return float(np.interp(needed, kept, np.sort(scores[chosen])[::-1]))
+
+
+def least_patients(coverage: float) -> int:
+    """How many patients a class needs before any film can be ruled out at this coverage."""
+    return int(np.ceil(coverage / (1 - coverage) - 1e-9))
 
 
 def _shares(patients: Sequence[str]) -> Floats:
@@ -69,11 +75,16 @@ def covered(words: Words, truth: npt.NDArray[np.float32]) -> npt.NDArray[np.floa
     return np.where(np.isnan(truth), np.nan, right.astype(np.float64))
 
 
-def coverage_of(words: Words, truth: npt.NDArray[np.float32], k: int, held: bool, patients: Sequence[str]) -> Statistic:
-    """Of patients that have (or have not) label k: the share whose set holds the truth."""
+def coverage_of(words: Words, truth: npt.NDArray[np.float32], k: int, held: bool, patients: Sequence[str] = ()) -> Statistic:
+    """Of films that have (or have not) label k: the share whose set holds the truth; of patients where these are given.
+
+    Patients: such films of one share his weight of one.
+    """
     right = covered(words, truth)[:, k]
-    right[(truth[:, k] > 0.5) != held] = np.nan
-    shares = _shares(patients)
+    chosen = (truth[:, k] > 0.5) == held
+    right[~chosen] = np.nan
+    shares = np.zeros(len(right))
+    shares[chosen] = _shares([patients[i] for i in np.flatnonzero(chosen)]) if patients else 1.0
     return lambda weights: weighted_mean(right, weights * shares)
 
 

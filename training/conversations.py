@@ -12,17 +12,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foundation.lexicon import FINDINGS, OTHER_TERMS, SYNONYMS
+from foundation.lexicon import FINDINGS, NOUNS, OTHER_TERMS, SYNONYMS
 from foundation.prompt import USUAL, FindingState, Turn, is_elsewhere
 from foundation.questions import QuestionIntent, interpret_question
 
-NOUNS: dict[str, str] = {
-    "effusion": "pleural effusion",
-    "edema": "pulmonary edema",
-    "nodule": "lung nodule",
-    "mass": "lung mass",
-    "hernia": "hiatal hernia",
-}
 _COUNTED = frozenset({"effusion", "pneumothorax", "nodule", "mass", "hernia"})
 MEANINGS: dict[str, str] = {
     "atelectasis": "atelectasis is a part of the lung that has lost its air and shrunk",

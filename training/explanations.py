@@ -1,10 +1,10 @@
-"""The pointing game: does the peak of a relevance map lie on the finding? (Zhang 2016)
+"""Relevance maps at the pointing game (`pointing.py`): does the peak of a map lie on the finding?
 
     python -m training.explanations --phantoms 120 --report runs/pointing
 
-On phantoms, whose masks are exact, and on films of NIH with boxes drawn by radiologists. A hit is a peak inside the region,
-with no tolerance around it. Beside every method stand what needs no model: the centre of the film, a place drawn at random
-(the region's share of the film), and the place that is most often inside the regions of the same finding on other films.
+On phantoms, whose masks are exact, and on films of NIH with boxes drawn by radiologists. Beside every method stand what
+needs no model: the centre of the film, a place drawn at random, and the place that is most often inside the regions of the
+same finding on other films.
 
 Two sanity checks (Adebayo 2018): the tower's weights are drawn at random, and another finding is asked for. A method whose
 maps do not change under the first, or which hits as often under either, explains the film's edges and not the model.
@@ -18,7 +18,6 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,16 +36,15 @@ from training.datasets import render_grey
 from training.manifest import Row, load_manifest
 from training.metrics import Floats, PatientBootstrap, weighted_mean
 from training.phantom_check import FIRST_SEED
+from training.pointing import CENTRE, RANDOM_PLACE, Region, blind_hits, hit, regions_of
 from training.report import Measure, Report, Section, write_report
 from training.scoring import directions
 
 MANIFEST = "../shared/data/chest/manifest.jsonl"
-BOXED_SIDE = 1024.0  # the coordinates that NIH's boxes are in
-BOX_WORDS = {"infiltrate": "infiltration"}
 SKIPPED = ("tube", "hyperinflation")  # of the whole film, or nothing that a region says
-BASELINES = ("centre", "random place", "usual place")
+USUAL_PLACE = "usual place"
+BASELINES = (CENTRE, RANDOM_PLACE, USUAL_PLACE)
 RANDOM_WEIGHTS, OTHER_LABEL = "random weights", "another finding"
-Region: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +81,8 @@ def phantoms(count: int, size: int) -> list[Pointed]:
 
 def boxed_films(rows: Iterable[Row], size: int) -> list[Pointed]:
     """Films with boxes; several boxes of one finding are one region. Films of every split: nothing is fitted on boxes."""
-    found = []
-    for row in rows:
-        regions: dict[str, Region] = {}
-        for box in row.get("boxes") or ():
-            label = str(box["label"]).lower()
-            left, top, width, height = (float(value) * size / BOXED_SIDE for value in box["xywh_1024"])
-            region = regions.setdefault(BOX_WORDS.get(label, label), np.zeros((size, size), bool))
-            region[int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))] = True
-        if regions:
-            found.append(Pointed(render_grey(row.image, size), regions, row.patient_id))
-    return found
+    boxed = ((row, regions_of(row, (size, size))) for row in rows)
+    return [Pointed(render_grey(row.image, size), regions, row.patient_id) for row, regions in boxed if regions]
 
 
 def point(backbone: Backbone, films: Sequence[Pointed], seed: int = 0) -> Hits:
@@ -123,13 +112,11 @@ def point(backbone: Backbone, films: Sequence[Pointed], seed: int = 0) -> Hits:
 
 
 def _baselines(hits: Hits, name: str, region: Region, others: Sequence[Region]) -> None:
-    size = len(region)
-    hits.add("centre", float(region[size // 2, size // 2]))
-    hits.add("random place", float(region.mean()))
-    usual = np.mean(others, axis=0) if others else np.zeros(region.shape)
-    hits.add(
-        "usual place", float(region[np.unravel_index(int(usual.argmax()), usual.shape)]) if others else float(region.mean())
-    )
+    blind = blind_hits(region)
+    usual = np.mean(others, axis=0, dtype=np.float32) if others else None
+    blind[USUAL_PLACE] = hit(usual, region) if usual is not None else blind[RANDOM_PLACE]
+    for by, value in blind.items():
+        hits.add(by, value)
 
 
 def peak_in(relevance: Tensor, region: Region) -> float:
@@ -137,8 +124,7 @@ def peak_in(relevance: Tensor, region: Region) -> float:
     if float(relevance.max() - relevance.min()) <= 0:
         return 0.0
     spread = F.interpolate(relevance[None, None].float(), region.shape, mode="bicubic", align_corners=False)[0, 0]
-    row, column = np.unravel_index(int(spread.argmax()), region.shape)
-    return float(region[row, column])
+    return hit(spread.cpu().numpy(), region)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -23,11 +23,11 @@ from adapters.lora import load_weights, remove_lora
 from adapters.tasks.classification import Classifier, calibrate
 from foundation.backbone import Backbone
 from foundation.checkpoint import open_checkpoint
-from training.conformal import COVERAGE, fit_conformal
+from training.conformal import COVERAGE, fit_conformal, least_patients
 from training.manifest import Row, load_manifest
 from training.metrics import Floats
 from training.scoring import Running, read_rows, run_films
-from training.trust_metrics import Judged, trust_metrics
+from training.trust_metrics import BY_PATIENT, MEAN, OF_SETS, Judged, is_of_sets, trust_metrics
 
 MANIFEST = "../shared/data/chest/manifest.jsonl"
 
@@ -61,7 +61,7 @@ def with_conformal(backbone: Backbone, adapter: Adapter, rows: Sequence[Row], co
     conformal = fit_conformal(val.probabilities, val.truth, val.patients, "val", is_multi_label=many, coverage=coverage)
     found = trust_metrics(test, conformal)
     replaced = {(metric.name, metric.split) for metric in found}
-    kept = tuple(metric for metric in adapter.card.metrics if (metric.name, metric.split) not in replaced)
+    kept = tuple(one for one in adapter.card.metrics if (one.name, one.split) not in replaced and not is_of_sets(one))
     return replace(adapter.card, conformal=conformal, metrics=kept + found)
 
 
@@ -91,21 +91,28 @@ def truth_of(rows: Sequence[Row], labels: Sequence[str]) -> npt.NDArray[np.float
 
 
 def conformal_table(card: AdapterCard) -> str:
-    """Markdown: a line a label."""
+    """Markdown: a line a label, and their means. A label that too few patients of `val` have is never ruled out."""
     measured = ("calibration error before", "calibration error", "brier before", "brier")
-    names = (*measured, "coverage where present", "coverage where absent", "undecided")
+    names = (*measured, *(name + ending for name in OF_SETS[:2] for ending in ("", BY_PATIENT)), OF_SETS[2])
+    coverage = card.conformal.coverage or 0.0
     lines = [
-        f"{card.name}: conformal sets at a stated coverage of {card.conformal.coverage}, fitted on '{card.conformal.split}', "
-        "measured on 'test'.",
+        f"{card.name}: conformal sets at a stated coverage of {coverage}, fitted on '{card.conformal.split}', "
+        "measured on 'test'; 95 % intervals over patients, of little worth where all are covered.",
         "",
         "| label | positives | " + " | ".join(names) + " |",
         "|---" * (2 + len(names)) + "|",
     ]
     of = {(metric.label, metric.name): metric for metric in card.metrics if metric.split == "test"}
-    for label in card.labels:
+    for label, threshold in zip(card.labels, card.conformal.thresholds, strict=True):
         found = [of.get((label, name)) for name in names]
         positives = next((metric.positives for metric in found if metric is not None), "")
-        lines.append(f"| {label} | {positives} | " + " | ".join(_cell(metric) for metric in found) + " |")
+        mark = "" if threshold > 0 else " (never ruled out)"
+        lines.append(f"| {label}{mark} | {positives} | " + " | ".join(_cell(metric) for metric in found) + " |")
+    means = [of.get(("", name + MEAN)) for name in names]
+    if any(means):
+        lines.append("| mean of those that can be ruled out | | " + " | ".join(_cell(metric) for metric in means) + " |")
+    if not all(card.conformal.thresholds):
+        lines += ["", f"Never ruled out: fewer than {least_patients(coverage)} patients of 'val' have it."]
     return "\n".join(lines) + "\n"
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from adapters.card import AdapterCard
-from adapters.conformal import conformal_sets
+from adapters.conformal import conformal_sets, left
 from adapters.tasks.classification import ClassificationResult, Classifier
 from serving.messages import Film, Request
 from serving.residency import Resident
@@ -63,8 +61,8 @@ def conformal_verdicts(card: AdapterCard, result: ClassificationResult) -> Value
 
 def conformal_set(card: AdapterCard, result: ClassificationResult) -> Value | None:
     """The labels that cannot be ruled out at the card's coverage; None where the card has no thresholds for it."""
-    if card.conformal.coverage is None or not card.conformal.thresholds:
+    reaches = left(card.conformal, result.probabilities)
+    if reaches is None:
         return None
-    reaches = result.probabilities >= np.array(card.conformal.thresholds)
     kept = [label for label, is_in in zip(result.labels, reaches, strict=True) if is_in]
     return {"coverage": card.conformal.coverage, "labels": kept}

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from app.cli import main
+from app.predict_command import conformal_lines, finding_line
 from serving.api.app import create_app
 from serving.fake import ADAPTER, BASE, DETECTOR, FUSER, SEGMENTER, FakeGateway
 from tests.serving.live_api import png_film, serving
@@ -40,6 +41,27 @@ def test_classification_names_the_set(address: str, films: list[str], capsys: py
     assert "film1.png" in text
     assert "film2.png" in text
     assert "cardiomegaly" in text
+    assert "above its threshold of 0.500" in text
+    assert "cannot be ruled out" not in text
+    assert "at 90% coverage, un" in text
+
+
+def test_few_labels_are_named_and_many_counted() -> None:
+    def labels(*sets: str) -> list[dict[str, Any]]:
+        return [{"label": f"l{k}", "conformal": {"coverage": 0.9, "set": one}} for k, one in enumerate(sets)]
+
+    assert conformal_lines([{"label": "a", "conformal": None}]) == []
+    assert conformal_lines(labels("absent", "present", *["uncertain"] * 11)) == [
+        "at 90% coverage, unlike films without it: l1",
+        "at 90% coverage, unlike films with it: l0",
+        "at 90% coverage, undecided: 11 of 13 labels",
+    ]
+
+
+def test_a_finding_above_a_low_threshold_is_not_called_more_than_doubtful() -> None:
+    assert finding_line("effusion", 0.06, 0.03).endswith(" doubtful: above its threshold of 0.030")
+    assert finding_line("effusion", 0.95, 0.03).endswith("# above its threshold of 0.030")
+    assert "threshold" not in finding_line("effusion", 0.02, 0.03) + finding_line("effusion", 0.9, None)
 
 
 def test_masks_are_written_in_the_films_size(

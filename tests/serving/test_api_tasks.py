@@ -15,7 +15,6 @@ from live_api import (
     LABELS,
     color_picture,
     data_uri,
-    dicom_ct_slice,
     error_of,
     files,
     nifti_volume,
@@ -103,25 +102,6 @@ def test_a_nifti_file_lies_where_the_film_does(http: httpx.Client) -> None:
     assert {tuple(place) for place in inside[:, :2]} == set(zip(columns.tolist(), rows.tolist(), strict=True))
     single = http.post("/v1/segment", json={**body, "labels": [LUNGS[0]]}, headers={"Accept": NIFTI})
     assert nibabel.Nifti1Image.from_bytes(single.content).shape == film.shape
-
-
-def test_a_dicom_segmentation_holds_empty_classes_too(http: httpx.Client, gateway: FakeGateway) -> None:
-    pytest.importorskip("highdicom")
-    import pydicom
-
-    slice_of_ct = dicom_ct_slice()
-    dataset = pydicom.dcmread(io.BytesIO(slice_of_ct))
-    dataset.Modality = "CR"
-    target = io.BytesIO()
-    dataset.save_as(target)
-    answer = http.post("/v1/segment", files=files(target.getvalue()), data={"model": SEGMENTER}, headers={"Accept": DICOM})
-    assert answer.status_code == 200, answer.text
-    made = pydicom.dcmread(io.BytesIO(answer.content))
-    assert made.Modality == "SEG"
-    assert [one.SegmentLabel for one in made.SegmentSequence] == list(LUNGS)
-    assert made.NumberOfFrames == len(LUNGS)
-    assert (made.Rows, made.Columns) == (dataset.Rows, dataset.Columns)
-    assert made.pixel_array[-1].max() == 0
 
 
 @pytest.mark.parametrize(
