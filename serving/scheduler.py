@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foundation.errors import InvalidRequest
 from serving.messages import Batch, Request
@@ -72,18 +72,31 @@ def urgency(request: Request, patience_s: float) -> tuple[float, int]:
     return min(patient_until, request.deadline if request.deadline is not None else patient_until), request.id
 
 
-def choose(waiting: Sequence[Request], now: float, budget: Budget, free_chats: int, patience_s: float = 2.0) -> Choice:
-    """The next batch. A request larger than the whole budget goes alone."""
+def choose(
+    waiting: Sequence[Request],
+    now: float,
+    budget: Budget,
+    free_chats: int,
+    patience_s: float = 2.0,
+    in_use: frozenset[str] = frozenset(),
+) -> Choice:
+    """The next batch. A request larger than the whole budget goes alone.
+
+    in_use: adapters of batches under way, which count towards the budget's; where the most urgent request does not fit
+    beside them, nobody goes before it.
+    """
     expired = [request for request in waiting if request.deadline is not None and request.deadline <= now]
     late = {request.id for request in expired}
     chosen: list[Request] = []
-    rows, adapters = 0, set[str]()
+    rows, adapters = 0, set(in_use)
     alive = [request for request in waiting if request.id not in late]
     for request in sorted(alive, key=lambda one: urgency(one, patience_s)):
         wants = adapters | request.adapters
         is_chat = request.operation == "chat"
         if is_chat and free_chats < 1:
             continue
+        if not chosen and in_use and len(wants) > budget.adapters:
+            break
         if chosen and (rows + rows_of(request) > budget.rows or len(wants) > budget.adapters):
             continue
         chosen.append(request)
@@ -120,9 +133,18 @@ class Scheduler:
         self._keep(tuple(request for request in self._waiting if request.id != request_id))
         return True
 
-    def next(self, now: float, generating: int = 0) -> Step:
-        """The step to take at `now`, while `generating` chats are under way."""
-        choice = choose(self._waiting, now, self.budget, self.budget.chats - generating, self.patience_s)
+    @property
+    def rows(self) -> int:
+        """What all that waits costs."""
+        return sum(map(rows_of, self._waiting))
+
+    def next(self, now: float, generating: int = 0, *, rows: int | None = None, in_use: frozenset[str] = frozenset()) -> Step:
+        """The step to take at `now`, while `generating` chats are under way.
+
+        rows: of the next batch, where that should be fewer than the budget's; in_use: as in `choose`.
+        """
+        budget = self.budget if rows is None else replace(self.budget, rows=max(1, min(rows, self.budget.rows)))
+        choice = choose(self._waiting, now, budget, budget.chats - generating, self.patience_s, in_use)
         chats_turn = generating > 0 and (self._encoded_last or not choice.chosen)
         if chats_turn:
             late = {request.id for request in choice.expired}
