@@ -57,7 +57,7 @@ class EngineConfig:
     unloaded: tuple[str, ...] = ()
     cached_prefix_bytes: int = 64 * MIB
     lanes: int = 0
-    lane_rows: int = 8
+    lane_rows: int = 4
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from foundation.errors import DeadlineExceeded
+from serving.arena import Arena
 from serving.lanes import Lanes
 from serving.messages import Batch, Outcome, Request
 from serving.pace import Paces
@@ -64,6 +65,7 @@ class EngineLoop:
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
+        self.arena: Arena | None = None  # where films lie that came without their pixels
 
     def run_forever(self) -> None:
         while True:
@@ -101,7 +103,7 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
-            self._scheduler.add([request_from_plain(message["request"])])
+            self._scheduler.add([request_from_plain(message["request"], self.arena)])
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
         elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):

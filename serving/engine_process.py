@@ -22,7 +22,7 @@ from serving.config import EngineConfig
 from serving.engine_loop import EngineLoop, LanesLoop
 from serving.logs import configure
 from serving.scheduler import Scheduler
-from serving.spawn import parent_channel
+from serving.spawn import parent_arena, parent_channel
 from serving.transport import Channel, PeerLostError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def serve(channel: Channel, config: EngineConfig) -> None:
         return
     channel.send({"kind": "hello", "facts": asdict(engine.facts)})
     loop = loop_over(engine, config, channel)
+    loop.arena = parent_arena()
     threading.Thread(target=_read, args=(channel, loop), daemon=True).start()
     loop.run_forever()
 
