@@ -239,6 +239,7 @@ class LanesLoop(EngineLoop):
             self.paces.note(prepared.rows, prepared.seconds, is_wide=False)
         self._use_what_is_free()
         outcomes = self._runs.finish(prepared)
+        self._is_blocked = False
         for request in prepared.batch.requests:
             del self._under_way[request.id]
             if request.id in self._withdrawn:
