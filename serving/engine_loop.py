@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from foundation.errors import DeadlineExceeded
+from serving.admission import Device, refusal
 from serving.arena import Arena
 from serving.lanes import Lanes
 from serving.messages import Batch, Outcome, Request
@@ -65,6 +66,7 @@ class EngineLoop:
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
+        self.paces = Paces()
         self.arena: Arena | None = None  # where films lie that came without their pixels
 
     def run_forever(self) -> None:
@@ -80,7 +82,10 @@ class EngineLoop:
         step = self._scheduler.next(self._clock(), self._engine.generating)
         self._tell(failure(request.id, DeadlineExceeded(TOO_LATE)) for request in step.expired)
         if step.batch is not None:
-            self._tell(self._engine.run(step.batch))
+            start = time.perf_counter()
+            outcomes = self._engine.run(step.batch)
+            self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
+            self._tell(outcomes)
         elif step.generates:
             self._tell(self._engine.generate())
         else:
@@ -103,11 +108,28 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
-            self._scheduler.add([request_from_plain(message["request"], self.arena)])
+            self._admit(request_from_plain(message["request"], self.arena))
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
         elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):
             self._withdraw(message["id"])
+
+    def _admit(self, request: Request) -> None:
+        """Let it wait, or say at once that it would wait too long."""
+        before = self._scheduler.rows_before(request) + self._rows_under_way
+        reason = refusal(request, self._clock(), before, self._device)
+        if reason is not None:
+            self._tell([failure(request.id, reason)])
+        else:
+            self._scheduler.add([request])
+
+    @property
+    def _device(self) -> Device:
+        return Device(self.paces.wide, self._scheduler.budget.rows)
+
+    @property
+    def _rows_under_way(self) -> int:
+        return 0
 
     def _withdraw(self, request_id: int) -> None:
         self._engine.cancel(request_id)
@@ -132,7 +154,6 @@ class LanesLoop(EngineLoop):
         cores: int,
     ) -> None:
         super().__init__(engine, scheduler, send, clock)
-        self.paces = Paces()
         self._runs = engine
         self._lane_rows, self._cores = lane_rows, cores
         self._lanes: Lanes[Any] = Lanes(lanes, self._compute, lambda one: self.inbox.put({"kind": "computed", "prepared": one}))
@@ -200,6 +221,14 @@ class LanesLoop(EngineLoop):
     def _share(self) -> int:
         """Rows of the next batch: an even share of what waits for each free lane."""
         return min(self._lane_rows, -(-self._scheduler.rows // max(1, self._lanes.free)))
+
+    @property
+    def _device(self) -> Device:
+        return Device(self.paces.narrow, self._lane_rows, self._lanes.count)
+
+    @property
+    def _rows_under_way(self) -> int:
+        return sum(map(rows_of, self._under_way.values()))
 
     def _begin(self, batch: Batch) -> None:
         is_alone = not self._lanes.busy and not self._computed and not len(self._scheduler)

@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from foundation.errors import VesaliusError
+from foundation.errors import Overloaded, VesaliusError
 from foundation.preprocess import InputContract
 from serving.arena import Arena
 from serving.mask_files import MaskFile
@@ -216,7 +216,8 @@ def outcome_from_plain(plain: Message) -> Outcome:
 
 def failure(request_id: int, error: VesaliusError) -> Outcome:
     """An error as the last Outcome of a request."""
-    return Outcome(request_id, error_code=error.code, error_message=error.message)
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+    return Outcome(request_id, error_code=error.code, error_message=error.message, retry_after_s=retry_after_s)
 
 
 def contract_from_plain(plain: Message) -> InputContract:
