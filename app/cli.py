@@ -23,7 +23,7 @@ from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.predict_command import add_predict_options, bar, predict
-from app.server_options import add_chat_backend, add_engine, add_tls, chat_backend, engine_options, tls_config
+from app.server_options import add_chat_backend, add_engine, add_tls, chat_backend, device_list, engine_options, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
@@ -165,6 +165,7 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
         engine=engine,
         tls=tls_config(chosen),
         chat_backend=chat_backend(chosen),
+        devices=device_list(chosen),
     )
 
 

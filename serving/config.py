@@ -9,6 +9,7 @@ ServerConfig   where it listens and who may speak to it
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ class ServerConfig:
     home: where keys and the audit log lie, None for the default (serving/home.py). api_key: the operator's own.
     page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
     restart_patience_s: how long a request waits for an engine that is being replaced. chat_backend: who answers chat
-    instead of the model's own decoder.
+    instead of the model's own decoder. devices: an engine on each of them, where there is more than one.
     """
 
     host: str = "127.0.0.1"
@@ -144,7 +145,11 @@ class ServerConfig:
     canary_interval_s: float = 30.0
     drain_s: float = 10.0
     restart_patience_s: float = 30.0
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.devices if not re.fullmatch(r"cpu|cuda(:\d+)?", name)]
+        if unknown:
+            raise InvalidRequest(f"devices: {unknown[0]!r} is not one; use cpu, cuda or cuda:NUMBER.", param="devices")
         if not 0 <= self.port <= 65535:
             raise InvalidRequest(f"port is {self.port}; give 0 to 65535.", param="port")
