@@ -7,13 +7,15 @@
     with bank.rows([0, 3, 1]):                y[b] += x[b] @ A[rows[b]] @ B[rows[b]]
         backbone.encode_image(pixels)
 
-The layers are watched by forward hooks, so the tower's modules and tensor names stay as they are. Not
-thread-safe: one inference thread per tower. `lora.py` is the definition this must equal.
+The layers are watched by forward hooks, so the tower's modules and tensor names stay as they are. Each thread runs its
+own batch; adapters come and go in one thread, while no other runs one (`before_change`). `lora.py` is the definition this
+must equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,7 +45,8 @@ class AdapterBank:
         self.tower = backbone.image_tower
         self._residents: dict[int, LoraWeights] = {}
         self._stacks: dict[str, _Stack] = {}
-        self._rows: Tensor | None = None
+        self.before_change: Callable[[], None] = _nothing  # waits until no other thread runs a batch
+        self._running = _Running()
 
     @classmethod
     def over(cls, module: nn.Module) -> AdapterBank:
@@ -58,12 +61,14 @@ class AdapterBank:
     def install(self, weights: LoraWeights) -> int:
         """Make an adapter resident; returns its slot. Refused where a tensor does not fit the tower."""
         check_binding(self.tower, weights)
+        self.before_change()
         slot = next(number for number in range(1, len(self._residents) + 2) if number not in self._residents)
         self._residents[slot] = weights
         self._restack(weights.spec.targets)
         return slot
 
     def remove(self, slot: int) -> None:
+        self.before_change()
         weights = self._residents.pop(slot, None)
         if weights is None:
             raise InvalidRequest(f"No adapter is resident in slot {slot}; in use are {list(self.slots)}.", param="slot")
@@ -82,17 +87,15 @@ class AdapterBank:
         unknown = sorted({slot for slot in slots if slot != 0 and slot not in self._residents})
         if unknown:
             raise InvalidRequest(f"No adapter is resident in slots {unknown}; in use are {list(self.slots)}.", param="slots")
-        if self._rows is not None:
+        if self._running.rows is not None:
             raise InvalidRequest("The bank is already running a batch; one batch runs at a time.", param="slots")
         device = next(self.tower.parameters()).device
-        self._rows = torch.tensor(list(slots), dtype=torch.long, device=device)
-        active = set(slots)
-        for stack in self._stacks.values():
-            stack.is_active = not active.isdisjoint(stack.slots)
+        self._running.rows = torch.tensor(list(slots), dtype=torch.long, device=device)
+        self._running.slots = frozenset(slots)
         try:
             yield
         finally:
-            self._rows = None
+            self._running.rows = None
 
     def _restack(self, targets: Sequence[str]) -> None:
         for name in targets:
@@ -104,13 +107,23 @@ class AdapterBank:
                 self._stacks[name] = _Stack(self, find_linear(self.tower, name), pairs)
 
 
+class _Running(threading.local):
+    """The batch this thread runs: the slot of each row (B,), None between batches."""
+
+    rows: Tensor | None = None
+    slots: frozenset[int] = frozenset()
+
+
+def _nothing() -> None:
+    return
+
+
 class _Stack:
     """The stacked factors of one layer, and the hook that adds them."""
 
     def __init__(self, bank: AdapterBank, linear: nn.Linear, pairs: dict[int, tuple[LoraPair, float]]) -> None:
         self.bank = bank
         self.slots = frozenset(pairs)
-        self.is_active = False
         slots, rank = max(pairs) + 1, max(pair.A.shape[0] for pair, _ in pairs.values())
         # NOTE: slots of adapters that leave this layer alone may lie above max(pairs); `_add` reads slot 0 for them.
         self.A = linear.weight.new_zeros(slots, linear.in_features, rank)
@@ -122,8 +135,9 @@ class _Stack:
         self.handle: RemovableHandle = linear.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        rows = self.bank._rows
-        if rows is None or not self.is_active:
+        running = self.bank._running
+        rows = running.rows
+        if rows is None or running.slots.isdisjoint(self.slots):
             return None
         x = inputs[0]
         if x.shape[0] != rows.shape[0]:

@@ -23,7 +23,7 @@ from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.predict_command import add_predict_options, bar, finding_line, predict
-from app.server_options import add_chat_backend, add_tls, chat_backend, tls_config
+from app.server_options import add_chat_backend, add_engine, add_tls, chat_backend, device_list, engine_options, tls_config
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--ui-port", type=int, default=7860)
         else:
             add_tls(command)
+            add_engine(command)
         _add_model(command)
         add_chat_backend(command)
 
@@ -155,7 +156,7 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
     from serving.config import EngineConfig, ServerConfig
     from serving.keys import new_key
 
-    engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters)
+    engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters, **engine_options(chosen))
     api_key = os.environ.get(KEY_VARIABLE) or None
     return ServerConfig(
         host=host,
@@ -165,6 +166,7 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
         engine=engine,
         tls=tls_config(chosen),
         chat_backend=chat_backend(chosen),
+        devices=device_list(chosen),
     )
 
 

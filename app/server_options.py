@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.chat_backend import ChatBackend
     from serving.config import TlsConfig
+
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """How the engine computes."""
+    command.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="auto: bfloat16 where a measurement at start finds it faster"
+    )
+    command.add_argument("--devices", default="auto", help="auto, or one engine on each of these: cuda:0,cuda:1 (or cpu,cpu)")
+
+
+def device_list(chosen: argparse.Namespace) -> tuple[str, ...]:
+    """The devices that were named; none for the engine's own choice."""
+    text = getattr(chosen, "devices", "auto")
+    return () if text == "auto" else tuple(name.strip() for name in text.split(","))
+
+
+def engine_options(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Fields of EngineConfig that were chosen."""
+    named = {name: getattr(chosen, name) for name in ("precision",) if hasattr(chosen, name)}
+    devices = device_list(chosen)
+    return {**named, "device": devices[0]} if len(devices) == 1 else named
 
 
 def add_tls(command: argparse.ArgumentParser) -> None:

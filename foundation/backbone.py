@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,6 +104,17 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the towers compute in; embeddings are float32 all the same."""
         return next(self.image_tower.parameters()).dtype
+
+    def pixels(self, films: npt.NDArray[np.uint8]) -> Tensor:
+        """Films (B, S, S, 3) uint8 -> (B, 3, S, S) in the tower's dtype, on its device, where they are normalised.
+
+        Bytes are what travels to the device. Equal to `preprocess.normalise` to the bit.
+        """
+        numbers = ((255.0,), self.contract.mean, self.contract.std)  # tensors all: a plain divisor may be turned into a factor
+        white, mean, std = (torch.tensor(one, device=self.device)[:, None, None] for one in numbers)
+        channels_first = torch.from_numpy(films).to(self.device).permute(0, 3, 1, 2)
+        scaled = channels_first.to(torch.float32, memory_format=torch.contiguous_format)
+        return scaled.div_(white).sub_(mean).div_(std).to(self.dtype)
 
     def encode_image(self, pixels: Tensor) -> ImageFeatures:
         """pixels (B, 3, S, S), normalised under `contract`; any float dtype, on any device."""

@@ -14,6 +14,7 @@ under a second, but "resnet" and "visformer", whose 8 and 10 million weights tak
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,19 @@ _WORDS = (
 )
 
 
-def make_tiny_checkpoint(folder: Path, layout: str = "open_clip", *, seed: int = 0) -> Path:
-    """Write a checkpoint of one of LAYOUTS into `folder` and return it; the same seed gives the same weights."""
+def make_tiny_checkpoint(
+    folder: Path, layout: str = "open_clip", *, seed: int = 0, vision: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint of one of LAYOUTS into `folder` and return it; the same seed gives the same weights.
+
+    vision: entries of `vision_cfg` to use instead of the tiny ones, for a random model of any size.
+    """
     if layout == "siglip":
         register_tiny_siglip()
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _write_tokenizer(folder)
     config = tiny_config(layout, len(vocabulary), eos_id=vocabulary["[SEP]"])
+    config["model_cfg"]["vision_cfg"].update(vision or {})
     if layout == "biomedclip":
         _write_bert_config(folder, len(vocabulary))
     with torch.random.fork_rng(devices=[]):

@@ -8,6 +8,8 @@ ServerConfig   where it listens and who may speak to it
 
 from __future__ import annotations
 
+import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from serving.scheduler import Budget
 Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS = ("float32", "bfloat16", "auto")
 FINDINGS_ADAPTER = "cxr-findings"
+MOST_LANES = 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class EngineConfig:
     precision: "auto" measures at start and
     keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
+    lanes: batches computed beside each other, on one core each; 0 for as many as there are cores (a GPU has none).
+    lane_rows: films in one such batch; more gain nothing on a core and wait longer.
     """
 
     checkpoint: str = "bundled"
@@ -52,23 +57,37 @@ class EngineConfig:
     cached_film_bytes: int = 256 * MIB
     unloaded: tuple[str, ...] = ()
     cached_prefix_bytes: int = 64 * MIB
+    lanes: int = 0
+    lane_rows: int = 4
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InvalidRequest(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}.", param="precision")
-        for name in ("tokens_per_turn", "prefill_tokens", "cached_texts"):
+        for name in ("tokens_per_turn", "prefill_tokens", "cached_texts", "lane_rows"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)
         for name in ("cached_film_bytes", "cached_prefix_bytes"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name} must not be negative; 0 keeps nothing.", param=name)
-        if self.threads < 0:
-            raise InvalidRequest("threads must not be negative; 0 means as many as there are cores.", param="threads")
+        for name in ("threads", "lanes"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"{name} must not be negative; 0 means as many as there are cores.", param=name)
         _ = self.budget
 
     @property
     def budget(self) -> Budget:
         return Budget(rows=self.rows, adapters=self.adapters, chats=self.chats)
+
+    @property
+    def cores(self) -> int:
+        """How many cores operations may use: `threads`, or all this process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def lanes_on(self, device: str) -> int:
+        """How many batches are computed beside each other; 0 where one alone has the device."""
+        if device != "cpu":
+            return 0
+        return self.lanes or min(self.cores, MOST_LANES)
 
     @property
     def base_name(self) -> str:
@@ -108,7 +127,7 @@ class ServerConfig:
     home: where keys and the audit log lie, None for the default (serving/home.py). api_key: the operator's own.
     page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
     restart_patience_s: how long a request waits for an engine that is being replaced. chat_backend: who answers chat
-    instead of the model's own decoder.
+    instead of the model's own decoder. devices: an engine on each of them, where there is more than one.
     """
 
     host: str = "127.0.0.1"
@@ -126,7 +145,11 @@ class ServerConfig:
     canary_interval_s: float = 30.0
     drain_s: float = 10.0
     restart_patience_s: float = 30.0
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.devices if not re.fullmatch(r"cpu|cuda(:\d+)?", name)]
+        if unknown:
+            raise InvalidRequest(f"devices: {unknown[0]!r} is not one; use cpu, cuda or cuda:NUMBER.", param="devices")
         if not 0 <= self.port <= 65535:
             raise InvalidRequest(f"port is {self.port}; give 0 to 65535.", param="port")

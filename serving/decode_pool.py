@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import (
@@ -23,6 +23,7 @@ from foundation.errors import (
     Overloaded,
     VesaliusError,
 )
+from serving.arena import Arena
 from serving.messages import Film, RawFilm
 from serving.spawn import end, kill, spawn
 from serving.transport import AsyncChannel, PeerLostError, film_from_plain, mask_file_to_plain, raw_film_to_plain
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("serving.decode")
 GIB = 1 << 30
+ARENA_BYTES = 1 << 24  # one film of up to 2,364 pixels a side; a larger one travels by the socket
 _REFUSALS = (FilmTooLarge, FilmUnreadable, FilmUnsupported, InvalidRequest)
 
 
@@ -56,6 +58,7 @@ class DecodeConfig:
 class _Decoder:
     process: asyncio.subprocess.Process
     channel: AsyncChannel
+    arena: Arena  # for what it reads, alone
 
 
 class DecodePool:
@@ -79,6 +82,8 @@ class DecodePool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(end(one.process, one.channel) for one in self._all))
+        for decoder in self._all:
+            decoder.arena.close()
         self._all.clear()
 
     async def decode(self, raw: RawFilm, contract: InputContract) -> Film:
@@ -86,8 +91,10 @@ class DecodePool:
 
         A decoder may be lost for reasons that are not its film's, so a film is blamed for it only the second time.
         """
-        reply = await self._done({"kind": "decode", "raw": raw_film_to_plain(raw), "contract": asdict(contract)})
-        return film_from_plain(reply["film"])
+        reply = await self._done({"kind": "decode", "raw": raw_film_to_plain(raw), "contract": vars(contract)})
+        film = reply["film"]
+        assert isinstance(film, Film)
+        return film
 
     async def mask_file(self, wanted: MaskFile) -> bytes:
         """Masks written over the film they are of; raises as `decode`."""
@@ -124,6 +131,8 @@ class DecodePool:
             async with asyncio.timeout(self.config.time_limit_s):
                 await decoder.channel.send(message)
                 reply = await decoder.channel.receive()
+                if reply["kind"] == "film":  # read before the decoder is asked again
+                    reply["film"] = film_from_plain(reply["film"], decoder.arena)
         except TimeoutError:
             self._replace(decoder)
             raise FilmUnreadable(
@@ -145,8 +154,9 @@ class DecodePool:
             "PYTHONDONTWRITEBYTECODE": "1",
             "VESALIUS_DECODE_BYTES": str(self.config.memory_bytes),
         }
-        process, channel = await spawn(self.config.module, limits)
-        decoder = _Decoder(process, channel)
+        arena = Arena.create(ARENA_BYTES)
+        process, channel = await spawn(self.config.module, limits, arena)
+        decoder = _Decoder(process, channel, arena)
         self._all.add(decoder)
         try:
             async with asyncio.timeout(self.config.start_limit_s):
@@ -175,6 +185,7 @@ class DecodePool:
     def _dismiss(self, decoder: _Decoder) -> None:
         kill(decoder.process)
         decoder.channel.close()
+        decoder.arena.close()
         self._all.discard(decoder)
         self._background(decoder.process.wait())
 

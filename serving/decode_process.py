@@ -16,31 +16,42 @@ from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRe
 from foundation.image import Window
 from foundation.preprocess import InputContract, pick_slice, render
 from foundation.readers import read_film
+from serving.arena import Arena
 from serving.mask_files import write_mask_file
 from serving.messages import Film, RawFilm
-from serving.spawn import parent_channel
-from serving.transport import PeerLostError, contract_from_plain, film_to_plain, mask_file_from_plain, raw_film_from_plain
+from serving.spawn import parent_arena, parent_channel
+from serving.transport import (
+    PeerLostError,
+    contract_from_plain,
+    film_to_plain,
+    mask_file_from_plain,
+    places_of,
+    raw_film_from_plain,
+)
 
 
 def main() -> None:
-    channel = parent_channel()
+    channel, arena = parent_channel(), parent_arena()
     confine(int(os.environ.get("VESALIUS_DECODE_BYTES", 0)))
     channel.send({"kind": "hello"})
     silence()
     for message in channel:
         try:
-            channel.send(answer(message))
+            channel.send(answer(message, arena))
         except PeerLostError:
             return
 
 
-def answer(message: Mapping[str, Any]) -> dict[str, Any]:
+def answer(message: Mapping[str, Any], arena: Arena | None = None) -> dict[str, Any]:
     """A film, masks written over one, or the error that says why not; whatever the bytes, never a library's own text."""
     try:
         if message["kind"] == "mask_file":
             return {"kind": "file", "content": write_mask_file(mask_file_from_plain(message["wanted"]))}
         film = decode(raw_film_from_plain(message["raw"]), contract_from_plain(message["contract"]))
-        return {"kind": "film", "film": film_to_plain(film)}
+        plain = film_to_plain(film, arena)
+        for place in places_of({"film": plain, "others": ()}):
+            arena.free(place)  # type: ignore[union-attr]  # the parent has read it before it asks again
+        return {"kind": "film", "film": plain}
     except (FilmError, InvalidRequest) as error:
         return refusal(error)
     except MemoryError:

@@ -1,17 +1,18 @@
-"""Engine: owns the model and the device, and answers batches. Synchronous; one thread.
+"""Engine: owns the model and the device, and answers batches. Synchronous; one thread, but for `compute`.
 
     Batch -> plan each request (works/) -> one trunk forward over all distinct views, each row through its own
     adapter's slot (looks.py) -> missing prompts through the text tower -> finish each -> Outcomes
 
 A batch that fails is split in halves until only the poison item fails. Chats leave `run` without an Outcome and are
-written by `generate`, a few tokens a turn. Knows no socket and no queue: `engine_process.py` joins it to both.
+written by `generate`, a few tokens a turn. `run` is `prepare`, `compute` and `finish` in one; between prepare and finish the
+forward may run in another thread (lanes.py). Knows no socket and no queue: `engine_process.py` joins it to both.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig
 from serving.faults import fault
 from serving.generation import ChatLane
-from serving.looks import Looks, view_key
+from serving.lanes import use_threads
+from serving.looks import Look, Looks, view_key
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle
 from serving.residency import Residency
@@ -59,8 +61,31 @@ class EngineFacts:
     can_embed: bool = True  # False where there is nothing but chat
 
 
+@dataclass(eq=False)
+class Prepared:
+    """A planned batch on its way. outcomes: of requests that failed at planning; error: what broke all of it.
+
+    pinned: digests of the adapters it needs, which stay resident until it is finished.
+    """
+
+    batch: Batch
+    started: float
+    pinned: set[str]
+    outcomes: list[Outcome] = field(default_factory=list)
+    planned: list[tuple[Request, Work | ChatWork]] = field(default_factory=list)
+    look: Look | None = None
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
+    error: Exception | None = None
+    seconds: float = 0.0  # of its forward, where that ran in a lane
+
+    @property
+    def rows(self) -> int:
+        """Films through the trunk, each counted once for each adapter; what is at hand costs none."""
+        return self.look.rows if self.look is not None else 0
+
+
 class Engine:
-    """Use from one thread only, the one that built it."""
+    """Use from one thread only, the one that built it; `compute` alone may run in any other."""
 
     def __init__(self, checkpoint: Checkpoint, store: AdapterStore, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
@@ -68,7 +93,9 @@ class Engine:
         self.backbone: Backbone = checkpoint.backbone
         self.precision = settle(self.backbone, self.config.precision)
         decoder = _open_decoder(checkpoint)
+        self._under_way: list[Prepared] = []
         residency = Residency(self.backbone, store, self.config.adapters + 1, self.config.unloaded)
+        self.bank = residency.bank
         chats = self._chat_residency(decoder, store)
         gate = Gate.load(checkpoint.folder)
         self._tools = Tools(self.backbone, residency, gate, self.config.findings_adapter, chats)
@@ -117,6 +144,11 @@ class Engine:
         return ChatResidency(self.backbone, decoder, store, max(self.config.adapters, self.config.chats))
 
     @property
+    def lanes(self) -> int:
+        """How many batches may be computed beside each other."""
+        return self.config.lanes_on(self.backbone.device.type)
+
+    @property
     def trunk_rows(self) -> int:
         """Films through the trunk so far, each counted once for each adapter."""
         return self.looks.trunk.rows
@@ -129,6 +161,38 @@ class Engine:
     def run(self, batch: Batch) -> list[Outcome]:
         """One Outcome for every request that is not a chat, and for every chat that could not begin."""
         return self._run(batch.requests)
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Plan a batch: what must be known before its forward, and everything that may change the bank."""
+        prepared = Prepared(batch, time.perf_counter(), {digest for one in self._under_way for digest in one.pinned})
+        try:
+            self._plan_all(prepared)
+        except Exception as error:  # told by `finish`, when each request has been tried alone
+            prepared.error = error
+        self._under_way.append(prepared)
+        return prepared
+
+    def compute(self, prepared: Prepared) -> None:
+        """The forward of the trunk. Raises nothing; in any thread."""
+        try:
+            if prepared.error is None and prepared.look is not None:
+                prepared.look.compute()
+        except Exception as error:
+            prepared.error = error
+
+    def finish(self, prepared: Prepared) -> list[Outcome]:
+        """As `run`, once it is computed."""
+        self._under_way.remove(prepared)
+        if prepared.error is None:
+            try:
+                return self._finish_all(prepared)
+            except Exception as error:
+                prepared.error = error
+        return self._alone(prepared.batch.requests, prepared.error)
+
+    def use_threads(self, count: int) -> None:
+        """On how many cores operations of the calling thread run."""
+        use_threads(count)
 
     def generate(self) -> list[Outcome]:
         """Let every chat go on by a few tokens."""
@@ -155,34 +219,45 @@ class Engine:
         """The canary: a blank film through the trunk. Raises what goes wrong."""
         size = self.backbone.contract.size
         film = Film(np.zeros((size, size, 3), np.uint8), digest="0" * 64)
-        self._answer_all((Request(id=0, operation="embed_image", film=film, stores=False),))
+        prepared = self.prepare(Batch((Request(id=0, operation="embed_image", film=film, stores=False),)))
+        self.compute(prepared)
+        self._under_way.remove(prepared)
+        if prepared.error is not None:
+            raise prepared.error
+        self._finish_all(prepared)
 
     def _run(self, requests: Sequence[Request]) -> list[Outcome]:
         if not requests:
             return []
-        try:
-            return self._answer_all(requests)
-        except Exception as error:  # whatever it was, its neighbours must not suffer, and it must be told
-            if len(requests) == 1:
-                (lone,) = requests
-                return [failure(lone.id, error) if isinstance(error, VesaliusError) else fault(lone.id, error, lone.trace)]
+        prepared = self.prepare(Batch(tuple(requests)))
+        self.compute(prepared)
+        return self.finish(prepared)
+
+    def _alone(self, requests: Sequence[Request], error: Exception) -> list[Outcome]:
+        """Whatever the error was, the neighbours of who caused it must not suffer, and it must be told."""
+        if len(requests) == 1:
+            (lone,) = requests
+            return [failure(lone.id, error) if isinstance(error, VesaliusError) else fault(lone.id, error, lone.trace)]
         half = len(requests) // 2
         return self._run(requests[:half]) + self._run(requests[half:])
 
     @torch.inference_mode()
-    def _answer_all(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Plan, one forward, finish. A request of which we know what is wrong fails alone; anything else raises."""
-        start = time.perf_counter()
-        outcomes: list[Outcome] = []
-        pinned: set[str] = set()
-        planned: list[tuple[Request, Work | ChatWork]] = []
-        for request in requests:
+    def _plan_all(self, prepared: Prepared) -> None:
+        """A request of which we know what is wrong fails alone; anything else raises."""
+        for request in prepared.batch.requests:
             try:
-                planned.append((request, self._plan(request, pinned)))
+                prepared.planned.append((request, self._plan(request, prepared.pinned)))
             except VesaliusError as error:
-                outcomes.append(failure(request.id, error))
-        features = self.looks.at([(request, view) for request, work in planned for view in work.views])
-        texts = self._read([(request, text) for request, work in planned for text in work.texts])
+                prepared.outcomes.append(failure(request.id, error))
+        planned = prepared.planned
+        prepared.look = self.looks.begin([(request, view) for request, work in planned for view in work.views])
+        prepared.texts = self._read([(request, text) for request, work in planned for text in work.texts])
+
+    @torch.inference_mode()
+    def _finish_all(self, prepared: Prepared) -> list[Outcome]:
+        assert prepared.look is not None
+        start, outcomes, planned, texts = prepared.started, prepared.outcomes, prepared.planned, prepared.texts
+        features = self.looks.end(prepared.look)
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
             seen = Seen(

@@ -20,10 +20,11 @@ from foundation.errors import (
     InvalidRequest,
     VesaliusError,
 )
+from serving.arena import Arena
 from serving.config import EngineConfig
 from serving.messages import Outcome, Request
 from serving.spawn import end, kill, spawn
-from serving.transport import AsyncChannel, PeerLostError, failure, outcome_from_plain, request_to_plain
+from serving.transport import AsyncChannel, PeerLostError, failure, outcome_from_plain, places_of, request_to_plain
 
 log = logging.getLogger("serving.engine")
 LOST = "The engine stopped while it worked on this request, and is being started again. Try again in a moment."
@@ -31,6 +32,7 @@ AWAY = "The engine is not running yet. Try again in a moment."
 BAD_TEXT = "A text holds characters that are not valid Unicode. Remove them."
 _REFUSALS = (CheckpointNotFound, CheckpointRefused, InvalidRequest)
 _LONGEST_PAUSE_S = 30.0
+ARENA_BYTES = 1 << 26
 
 
 @dataclass(eq=False)
@@ -77,6 +79,8 @@ class EngineLink:
         self._running: _Running | None = None
         self._up = asyncio.Event()
         self._waiting: dict[int, Answers] = {}
+        self._arena = Arena.create(ARENA_BYTES)
+        self._places: dict[int, list[int]] = {}  # of films the engine may not have read yet, in the order they were sent
         self._last_heard = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,6 +106,8 @@ class EngineLink:
         self._fail_all()
         if running is not None:
             await end(running.process, running.channel)
+        self._free_all()
+        self._arena.close()
 
     async def wait_up(self, limit_s: float) -> bool:
         """Whether the engine runs, within this time."""
@@ -127,8 +133,10 @@ class EngineLink:
         if not self._waiting:
             self._last_heard = time.monotonic()
         self._waiting[request.id] = answers
+        plain = request_to_plain(request, self._arena)
+        self._places[request.id] = places_of(plain)
         try:
-            await self._running.channel.send({"kind": "request", "request": request_to_plain(request)})
+            await self._running.channel.send({"kind": "request", "request": plain})
         except UnicodeEncodeError:
             self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
         except PeerLostError:
@@ -146,7 +154,7 @@ class EngineLink:
             self._running.channel.post({"kind": "cancel", "id": answers.request_id})
 
     async def _launch(self) -> None:
-        process, channel = await spawn(self._module, {})
+        process, channel = await spawn(self._module, {}, self._arena)
         try:
             async with asyncio.timeout(self._start_limit_s):
                 await channel.send({"kind": "open", "config": asdict(self.config)})
@@ -190,7 +198,9 @@ class EngineLink:
                 if message["kind"] == "beat":
                     self.last_forward = self._last_heard
                 elif message["kind"] == "outcome":
-                    self._deliver(outcome_from_plain(message["outcome"]))
+                    outcome = outcome_from_plain(message["outcome"])
+                    self._free_up_to(outcome.request_id)
+                    self._deliver(outcome)
         except PeerLostError:
             self._running = None
             self._up.clear()
@@ -198,6 +208,7 @@ class EngineLink:
             running.channel.close()
             self._fail_all()
             await running.process.wait()
+            self._free_all()  # only now can nobody read them any more
 
     async def _watch(self) -> None:
         """Kill an engine that has said nothing for too long while someone waits."""
@@ -207,6 +218,16 @@ class EngineLink:
             if self._waiting and self._running is not None and silent_s > self._hang_limit_s:
                 log.error("the engine has said nothing for %.0f s; killing it", silent_s)
                 kill(self._running.process)
+
+    def _free_up_to(self, request_id: int) -> None:
+        """The engine has answered this request, so it has read its films and those of all that were sent before it."""
+        while request_id in self._places:
+            for place in self._places.pop(next(iter(self._places))):
+                self._arena.free(place)
+
+    def _free_all(self) -> None:
+        for request_id in list(self._places):
+            self._free_up_to(request_id)
 
     def _deliver(self, outcome: Outcome) -> None:
         answers = self._waiting.get(outcome.request_id)

@@ -1,8 +1,9 @@
 """EngineLoop: the life of the engine's one thread. Take in what came, decide, run, send; again.
 
-    inbox (filled by the reading thread) --> Scheduler --> Engine --> send
+    inbox (filled by the reading thread, and by lanes that are done) --> Scheduler --> Engine --> send
 
-It never waits while there is work: a batch is whatever waits when the device is free.
+It never waits while there is work: a batch is whatever waits when the device is free. Where there are lanes (lanes.py),
+batches run beside each other on one core each, and a batch that is alone runs on all cores where that is faster (pace.py).
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from foundation.errors import DeadlineExceeded
-from serving.messages import Batch, Outcome
-from serving.scheduler import Scheduler
+from serving.admission import Device, refusal
+from serving.arena import Arena
+from serving.lanes import Lanes
+from serving.messages import Batch, Outcome, Request
+from serving.pace import Paces
+from serving.scheduler import Scheduler, rows_of
 from serving.transport import failure, outcome_to_plain, request_from_plain
 
 Message = Mapping[str, Any]
@@ -36,6 +41,18 @@ class Runs(Protocol):
     def forget(self, tenant: str, study: str) -> None: ...
 
 
+class RunsInLanes(Runs, Protocol):
+    """An engine whose batches can be computed in other threads."""
+
+    def prepare(self, batch: Batch) -> Any: ...
+
+    def compute(self, prepared: Any) -> None: ...
+
+    def finish(self, prepared: Any) -> list[Outcome]: ...
+
+    def use_threads(self, count: int) -> None: ...
+
+
 class EngineLoop:
     def __init__(
         self,
@@ -49,6 +66,8 @@ class EngineLoop:
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
+        self.paces = Paces()
+        self.arena: Arena | None = None  # where films lie that came without their pixels
 
     def run_forever(self) -> None:
         while True:
@@ -56,19 +75,27 @@ class EngineLoop:
 
     def step(self, *, waits: bool = False) -> bool:
         """Take in everything that came and take one step; False if there was nothing to do. waits: for a message."""
-        is_idle = not len(self._scheduler) and not self._engine.generating
-        for message in self._arrived(waits and is_idle):
+        for message in self._arrived(waits and not self._has_work):
             self._take(message)
+        if not self._has_work:
+            return False
         step = self._scheduler.next(self._clock(), self._engine.generating)
         self._tell(failure(request.id, DeadlineExceeded(TOO_LATE)) for request in step.expired)
         if step.batch is not None:
-            self._tell(self._engine.run(step.batch))
+            start = time.perf_counter()
+            outcomes = self._engine.run(step.batch)
+            self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
+            self._tell(outcomes)
         elif step.generates:
             self._tell(self._engine.generate())
         else:
             return False
         self._send({"kind": "beat"})
         return True
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(len(self._scheduler) or self._engine.generating)
 
     def _arrived(self, waits: bool) -> Iterable[Message]:
         if waits:
@@ -81,12 +108,181 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
-            self._scheduler.add([request_from_plain(message["request"])])
+            self._admit(request_from_plain(message["request"], self.arena))
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
         elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):
-            self._engine.cancel(message["id"])
+            self._withdraw(message["id"])
+
+    def _admit(self, request: Request) -> None:
+        """Let it wait, or say at once that it would wait too long."""
+        before = self._scheduler.rows_before(request) + self._rows_under_way
+        reason = refusal(request, self._clock(), before, self._device)
+        if reason is not None:
+            self._tell([failure(request.id, reason)])
+        else:
+            self._scheduler.add([request])
+
+    @property
+    def _device(self) -> Device:
+        return Device(self.paces.wide, self._scheduler.budget.rows)
+
+    @property
+    def _rows_under_way(self) -> int:
+        return 0
+
+    def _withdraw(self, request_id: int) -> None:
+        self._engine.cancel(request_id)
 
     def _tell(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             self._send({"kind": "outcome", "outcome": outcome_to_plain(outcome)})
+
+
+class LanesLoop(EngineLoop):
+    """The same over lanes. lane_rows: the most films of a batch that runs on one core."""
+
+    def __init__(
+        self,
+        engine: RunsInLanes,
+        scheduler: Scheduler,
+        send: Callable[[Message], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        lanes: int,
+        lane_rows: int,
+        cores: int,
+    ) -> None:
+        super().__init__(engine, scheduler, send, clock)
+        self._runs = engine
+        self._lane_rows, self._cores = lane_rows, cores
+        self._lanes: Lanes[Any] = Lanes(lanes, self._compute, lambda one: self.inbox.put({"kind": "computed", "prepared": one}))
+        self._computed: list[Any] = []
+        self._is_blocked = False  # nothing that waits can go before something else ends
+        self._under_way: dict[int, Request] = {}  # by id, from prepare to finish
+        self._withdrawn: set[int] = set()
+
+    def wait_idle(self) -> None:
+        """Until no lane computes: for whoever is about to change the model."""
+        self._lanes.wait_idle()
+
+    def warm_up(self, check: Callable[[], None]) -> None:
+        """Learn the pace of one film on all cores and on one; `check` computes one."""
+        for is_wide in (False, True, False, True):
+            self._runs.use_threads(self._cores if is_wide else 1)
+            start = time.perf_counter()
+            check()
+            self.paces.note(1, time.perf_counter() - start, is_wide=is_wide)
+
+    def step(self, *, waits: bool = False) -> bool:
+        """As in EngineLoop. First a batch for a lane that is free, then the answers of one that was computed."""
+        for message in self._arrived(waits and not self._can_move):
+            self._is_blocked = False
+            self._take(message)
+        if not self._can_move:
+            return False
+        while self._lanes.free and len(self._scheduler) and self._dispatch() and not self._engine.generating:
+            continue
+        while self._computed:
+            self._finish(self._computed.pop(0))
+        if self._engine.generating:
+            self._use_what_is_free()
+            self._tell(self._engine.generate())
+            self._send({"kind": "beat"})
+        return True
+
+    @property
+    def _can_move(self) -> bool:
+        may_dispatch = len(self._scheduler) and self._lanes.free and not self._is_blocked
+        return bool(self._engine.generating or self._computed or may_dispatch)
+
+    def _dispatch(self) -> bool:
+        """Begin the next batch; False where none can be: chats have their turn, or what waits needs what is in use."""
+        step = self._scheduler.next(
+            self._clock(), self._engine.generating + self._opening, rows=self._share, in_use=self._adapters_in_use
+        )
+        self._tell(failure(request.id, DeadlineExceeded(TOO_LATE)) for request in step.expired)
+        if step.batch is None:
+            self._is_blocked = not step.generates
+            return False
+        self._begin(step.batch)
+        return True
+
+    @property
+    def _adapters_in_use(self) -> frozenset[str]:
+        return frozenset(name for request in self._under_way.values() for name in request.adapters)
+
+    @property
+    def _opening(self) -> int:
+        """Chats whose film is looked at, and which will be written then."""
+        return sum(request.operation == "chat" for request in self._under_way.values())
+
+    @property
+    def _share(self) -> int:
+        """Rows of the next batch: an even share of what waits for each free lane."""
+        return min(self._lane_rows, -(-self._scheduler.rows // max(1, self._lanes.free)))
+
+    @property
+    def _device(self) -> Device:
+        return Device(self.paces.narrow, self._lane_rows, self._lanes.count)
+
+    @property
+    def _rows_under_way(self) -> int:
+        return sum(map(rows_of, self._under_way.values()))
+
+    def _begin(self, batch: Batch) -> None:
+        is_alone = not self._lanes.busy and not self._computed and not len(self._scheduler)
+        if is_alone and self.paces.prefers_wide(sum(map(rows_of, batch.requests))):
+            self._run_wide(batch)
+            return
+        self._runs.use_threads(1)
+        prepared = self._runs.prepare(batch)
+        self._under_way |= {request.id: request for request in batch.requests}
+        self._lanes.submit(prepared)
+
+    def _run_wide(self, batch: Batch) -> None:
+        """Here and now, on all cores."""
+        self._runs.use_threads(self._cores)
+        start = time.perf_counter()
+        prepared = self._runs.prepare(batch)
+        self._runs.compute(prepared)
+        if prepared.rows:
+            self.paces.note(prepared.rows, time.perf_counter() - start, is_wide=True)
+        self._tell(self._runs.finish(prepared))
+        self._send({"kind": "beat"})
+
+    def _compute(self, prepared: Any) -> None:
+        """In a lane; the loop hears of its end by a message."""
+        start = time.perf_counter()
+        self._runs.compute(prepared)
+        prepared.seconds = time.perf_counter() - start
+
+    def _take(self, message: Message) -> None:
+        if message["kind"] == "computed":
+            self._computed.append(message["prepared"])
+        else:
+            super()._take(message)
+
+    def _finish(self, prepared: Any) -> None:
+        if prepared.rows:
+            self.paces.note(prepared.rows, prepared.seconds, is_wide=False)
+        self._use_what_is_free()
+        outcomes = self._runs.finish(prepared)
+        self._is_blocked = False
+        for request in prepared.batch.requests:
+            del self._under_way[request.id]
+            if request.id in self._withdrawn:
+                self._withdrawn.discard(request.id)
+                self._engine.cancel(request.id)
+        self._tell(outcomes)
+        self._send({"kind": "beat"})
+
+    def _use_what_is_free(self) -> None:
+        self._runs.use_threads(1 if self._lanes.busy else self._cores)
+
+    def _withdraw(self, request_id: int) -> None:
+        """One under way is computed to its end; a chat is not begun then."""
+        if request_id in self._under_way:
+            self._withdrawn.add(request_id)
+        else:
+            self._engine.cancel(request_id)

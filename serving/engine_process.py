@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
-from serving.engine_loop import EngineLoop
+from serving.engine_loop import EngineLoop, LanesLoop
 from serving.logs import configure
 from serving.scheduler import Scheduler
-from serving.spawn import parent_channel
+from serving.spawn import parent_arena, parent_channel
 from serving.transport import Channel, PeerLostError
 
 if TYPE_CHECKING:
     from serving.engine import Engine
     from serving.generate_engine import GenerateEngine
+
+SWITCH_S = 0.0005  # for how long the loop's Python may hold up a lane between two operations
 
 
 def main() -> None:
@@ -47,9 +50,25 @@ def serve(channel: Channel, config: EngineConfig) -> None:
         channel.send({"kind": "failed", "code": error.code, "message": error.message})
         return
     channel.send({"kind": "hello", "facts": asdict(engine.facts)})
-    loop = EngineLoop(engine, Scheduler(config.budget), channel.send)
+    loop = loop_over(engine, config, channel)
+    loop.arena = parent_arena()
     threading.Thread(target=_read, args=(channel, loop), daemon=True).start()
     loop.run_forever()
+
+
+def loop_over(engine: Engine | GenerateEngine, config: EngineConfig, channel: Channel) -> EngineLoop:
+    """Lanes where the engine has them."""
+    scheduler = Scheduler(config.budget)
+    lanes = getattr(engine, "lanes", 0)
+    if not lanes:
+        return EngineLoop(engine, scheduler, channel.send)
+    sys.setswitchinterval(SWITCH_S)
+    loop = LanesLoop(
+        cast("Engine", engine), scheduler, channel.send, lanes=lanes, lane_rows=config.lane_rows, cores=config.cores
+    )
+    cast("Engine", engine).bank.before_change = loop.wait_idle
+    loop.warm_up(engine.check)
+    return loop
 
 
 def open_engine(config: EngineConfig) -> Engine | GenerateEngine:

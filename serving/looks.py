@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foundation.backbone import ImageFeatures
@@ -14,7 +14,7 @@ from foundation.towers import TrunkState
 from serving.feature_cache import THE_END, FeatureCache, FeatureKey
 from serving.messages import Request
 from serving.residency import Residency
-from serving.trunk import EMBED, Trunk, Wanted, Way
+from serving.trunk import EMBED, Looked, Trunk, Wanted, Way
 from serving.works.work import View
 
 if TYPE_CHECKING:
@@ -50,6 +50,28 @@ class _Ask:
         return FeatureKey(self.request.tenant, study, self.digest, adapter, block)
 
 
+@dataclass(eq=False)
+class Look:
+    """The views of one batch: `found` so far, and the forward over films `names` that `compute`, in any thread, runs."""
+
+    trunk: Trunk
+    asks: Sequence[_Ask]
+    found: dict[ViewKey, ImageFeatures]
+    wanted: tuple[Wanted, ...]
+    blocks: tuple[int, ...]
+    names: tuple[bytes, ...]
+    askers: Mapping[bytes, Sequence[_Ask]]
+    looked: Looked = field(default_factory=lambda: Looked({}, {}))
+
+    @property
+    def rows(self) -> int:
+        """Films through the trunk, each counted once for each adapter."""
+        return sum(len(film.ways) for film in self.wanted)
+
+    def compute(self) -> None:
+        self.looked = self.trunk.run(self.wanted, self.blocks)
+
+
 class Looks:
     """Both caches and the trunk. For the engine's one thread."""
 
@@ -65,6 +87,12 @@ class Looks:
 
     def at(self, asked: Sequence[tuple[Request, View]]) -> dict[ViewKey, ImageFeatures]:
         """Each distinct view's features (B = 1). What anyone misses is computed, whoever else has it."""
+        look = self.begin(asked)
+        look.compute()
+        return self.end(look)
+
+    def begin(self, asked: Sequence[tuple[Request, View]]) -> Look:
+        """What is at hand, and the forward that is missing."""
         asks = list(_asks(asked))
         found: dict[ViewKey, ImageFeatures] = {}
         missing: dict[ViewKey, View] = {}
@@ -74,14 +102,23 @@ class Looks:
                 missing[ask.key] = ask.view
             else:
                 found[ask.key] = held
-        found |= self._run(missing, asks)
-        for ask in asks:
+        return self._missing(missing, asks, found)
+
+    def end(self, look: Look) -> dict[ViewKey, ImageFeatures]:
+        """All features, once they are computed; what may be kept is."""
+        found = look.found
+        for (index, block), state in look.looked.states.items():
+            for ask in look.askers[look.names[index]]:
+                if ask.request.stores:
+                    self._states.put(ask.held_as(block), state, is_own=True)
+        found |= {(look.names[index], slot): features for (index, slot), features in look.looked.features.items()}
+        for ask in look.asks:
             if ask.request.stores and self._features.capacity_bytes:
                 self._features.put(ask.held_as(), found[ask.key])
         return found
 
-    def _run(self, missing: Mapping[ViewKey, View], asks: Sequence[_Ask]) -> dict[ViewKey, ImageFeatures]:
-        """One forward over what is missing; states on the way are taken from where they are held, and kept."""
+    def _missing(self, missing: Mapping[ViewKey, View], asks: Sequence[_Ask], found: dict[ViewKey, ImageFeatures]) -> Look:
+        """One forward over what is missing; states on the way are taken from where they are held."""
         films: dict[bytes, list[View]] = {}
         for (pixels, _), view in missing.items():
             films.setdefault(pixels, []).append(view)
@@ -91,13 +128,8 @@ class Looks:
         blocks = sorted((block for block in self._residency.first_blocks if block > 0), reverse=True)
         if not self._states.capacity_bytes:
             blocks = []
-        looked = self.trunk.run([self._wanted(views, askers[pixels], blocks) for pixels, views in films.items()], blocks)
-        names = list(films)
-        for (index, block), state in looked.states.items():
-            for ask in askers[names[index]]:
-                if ask.request.stores:
-                    self._states.put(ask.held_as(block), state, is_own=True)
-        return {(names[index], slot): features for (index, slot), features in looked.features.items()}
+        wanted = tuple(self._wanted(views, askers[pixels], blocks) for pixels, views in films.items())
+        return Look(self.trunk, asks, found, wanted, tuple(blocks), tuple(films), askers)
 
     def _wanted(self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int]) -> Wanted:
         """A film's ways, and the highest state that everyone who asks about it has of it. blocks: falling."""

@@ -157,6 +157,7 @@ class Outcome:
     value: Mapping[str, Any] | None = None
     error_code: str | None = None
     error_message: str = ""
+    retry_after_s: float = 0.0  # of an error that passes: when to ask again
     is_final: bool = True
 
     @property

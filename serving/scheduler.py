@@ -7,17 +7,21 @@ The engine pulls: whenever the device is free it asks `Scheduler.next`, and what
 is no timer, so nothing waits at low load and batches grow by themselves at high load. While both lanes have work
 they take turns.
 
-Order is by urgency, the earlier of a request's deadline and its arrival plus `patience_s`. Whoever arrives later
-than that can not go before it, so nothing starves; the most urgent always goes, and behind it whatever still fits.
+Who goes is settled twice. Between flows (a tenant's requests through one adapter) by start-time fair queueing: each flow's
+next request has a tag in virtual time, which its cost moves on, so that flows get equal shares of rows, whatever they send,
+and a tenant's flows together one share (`fairness.py`). Within a flow by urgency, the earlier of a request's deadline and
+its arrival plus `patience_s`, so that nobody who comes later than that goes before it. The first always goes, and behind it
+whatever still fits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from foundation.errors import InvalidRequest
+from serving.fairness import Flow, Queues, Shares, flow_of
 from serving.messages import Batch, Request
 
 TEXTS_PER_ROW = 16  # so many short texts cost about as much as one film
@@ -49,11 +53,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Choice:
-    """One look at the queue: who goes, who is too late, who stays (in order of arrival)."""
+    """One look at the queue: who goes, who is too late, who stays (in order of arrival); what each flow has had then."""
 
     chosen: tuple[Request, ...]
     expired: tuple[Request, ...]
     waiting: tuple[Request, ...]
+    shares: Shares = field(default_factory=Shares)
 
 
 def rows_of(request: Request) -> int:
@@ -72,24 +77,43 @@ def urgency(request: Request, patience_s: float) -> tuple[float, int]:
     return min(patient_until, request.deadline if request.deadline is not None else patient_until), request.id
 
 
-def choose(waiting: Sequence[Request], now: float, budget: Budget, free_chats: int, patience_s: float = 2.0) -> Choice:
-    """The next batch. A request larger than the whole budget goes alone."""
+def choose(
+    waiting: Sequence[Request],
+    now: float,
+    budget: Budget,
+    free_chats: int,
+    patience_s: float = 2.0,
+    in_use: frozenset[str] = frozenset(),
+    shares: Shares | None = None,
+) -> Choice:
+    """The next batch. A request larger than the whole budget goes alone.
+
+    shares: what each flow has had; none of them anything where it is left out.
+
+    in_use: adapters of batches under way, which count towards the budget's; where the most urgent request does not fit
+    beside them, nobody goes before it.
+    """
     expired = [request for request in waiting if request.deadline is not None and request.deadline <= now]
     late = {request.id for request in expired}
     chosen: list[Request] = []
-    rows, adapters = 0, set[str]()
+    rows, adapters = 0, set(in_use)
     alive = [request for request in waiting if request.id not in late]
-    for request in sorted(alive, key=lambda one: urgency(one, patience_s)):
+    shares = shares or Shares()
+    queues = Queues(sorted(alive, key=lambda one: urgency(one, patience_s)), now, patience_s)
+    while (request := queues.next(shares)) is not None:
         wants = adapters | request.adapters
         is_chat = request.operation == "chat"
         if is_chat and free_chats < 1:
             continue
+        if not chosen and in_use and len(wants) > budget.adapters:
+            break
         if chosen and (rows + rows_of(request) > budget.rows or len(wants) > budget.adapters):
             continue
         chosen.append(request)
+        shares = shares.after(flow_of(request), rows_of(request), queues.flows, now)
         rows, adapters, free_chats = rows + rows_of(request), wants, free_chats - is_chat
     gone = late | {request.id for request in chosen}
-    return Choice(tuple(chosen), tuple(expired), tuple(one for one in waiting if one.id not in gone))
+    return Choice(tuple(chosen), tuple(expired), tuple(one for one in waiting if one.id not in gone), shares)
 
 
 class Scheduler:
@@ -101,6 +125,7 @@ class Scheduler:
         self._waiting: tuple[Request, ...] = ()
         self._ids: set[int] = set()
         self._encoded_last = False
+        self._shares = Shares()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -120,9 +145,31 @@ class Scheduler:
         self._keep(tuple(request for request in self._waiting if request.id != request_id))
         return True
 
-    def next(self, now: float, generating: int = 0) -> Step:
-        """The step to take at `now`, while `generating` chats are under way."""
-        choice = choose(self._waiting, now, self.budget, self.budget.chats - generating, self.patience_s)
+    @property
+    def rows(self) -> int:
+        """What all that waits costs."""
+        return sum(map(rows_of, self._waiting))
+
+    def rows_before(self, request: Request) -> int:
+        """What goes before a request that has just come: its own flow's more urgent work, and as much of each other flow."""
+        rank = urgency(request, self.patience_s)
+        own, others = 0, dict[Flow, int]()
+        for one in self._waiting:
+            if one.id == request.id:
+                continue
+            if flow_of(one) == flow_of(request):
+                own += rows_of(one) if urgency(one, self.patience_s) < rank else 0
+            else:
+                others[flow_of(one)] = others.get(flow_of(one), 0) + rows_of(one)
+        return own + sum(min(rows, own + rows_of(request)) for rows in others.values())
+
+    def next(self, now: float, generating: int = 0, *, rows: int | None = None, in_use: frozenset[str] = frozenset()) -> Step:
+        """The step to take at `now`, while `generating` chats are under way.
+
+        rows: of the next batch, where that should be fewer than the budget's; in_use: as in `choose`.
+        """
+        budget = self.budget if rows is None else replace(self.budget, rows=max(1, min(rows, self.budget.rows)))
+        choice = choose(self._waiting, now, budget, budget.chats - generating, self.patience_s, in_use, self._shares)
         chats_turn = generating > 0 and (self._encoded_last or not choice.chosen)
         if chats_turn:
             late = {request.id for request in choice.expired}
@@ -130,6 +177,7 @@ class Scheduler:
             self._encoded_last = False
             return Step(generates=True, expired=choice.expired)
         self._keep(choice.waiting)
+        self._shares = choice.shares
         self._encoded_last = bool(choice.chosen)
         return Step(Batch(choice.chosen) if choice.chosen else None, expired=choice.expired)
 

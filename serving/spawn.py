@@ -3,7 +3,8 @@
     process, channel = await spawn("serving.decode_process", {"OMP_NUM_THREADS": "1"})
 
 The child is a fresh interpreter (nothing is forked, nothing pickled) that finds its end of the pair as the file
-descriptor named in its one argument. It ignores Ctrl-C, which is the parent's to handle, and ends when the pair closes.
+descriptor named in its first argument, and a shared arena's in its second. It ignores Ctrl-C, which is the parent's to
+handle, and ends when the pair closes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from serving.arena import Arena
 from serving.transport import AsyncChannel, Channel
 
 _HOUSE = Path(__file__).resolve().parent.parent
 
 
-async def spawn(module: str, environment: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, AsyncChannel]:
-    """Run `python -m module FD` and return it with our end of the pair."""
+async def spawn(
+    module: str, environment: Mapping[str, str], arena: Arena | None = None
+) -> tuple[asyncio.subprocess.Process, AsyncChannel]:
+    """Run `python -m module FD [ARENA]` and return it with our end of the pair. arena: memory the two share."""
     ours, theirs = socket.socketpair()
+    handles = (theirs.fileno(),) if arena is None else (theirs.fileno(), arena.handle)
     paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
     inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
     try:
@@ -31,9 +36,9 @@ async def spawn(module: str, environment: Mapping[str, str]) -> tuple[asyncio.su
             sys.executable,
             "-m",
             module,
-            str(theirs.fileno()),
+            *map(str, handles),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=handles,
             env=inherited,
         )
     finally:
@@ -45,6 +50,11 @@ def parent_channel() -> Channel:
     """In the child: its end of the pair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return Channel(socket.socket(fileno=int(sys.argv[1])))
+
+
+def parent_arena() -> Arena | None:
+    """In the child: the memory it shares with its parent, where there is any."""
+    return Arena(int(sys.argv[2])) if len(sys.argv) > 2 else None
 
 
 async def end(process: asyncio.subprocess.Process, channel: AsyncChannel, patience_s: float = 2.0) -> None:

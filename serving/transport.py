@@ -13,14 +13,15 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from foundation.errors import VesaliusError
+from foundation.errors import Overloaded, VesaliusError
 from foundation.preprocess import InputContract
+from serving.arena import Arena
 from serving.mask_files import MaskFile
 from serving.messages import ChatTurn, Film, Outcome, RawFilm, Request, Sampling
 
@@ -134,20 +135,36 @@ def checked(length: int) -> int:
     return length
 
 
-def film_to_plain(film: Film) -> dict[str, Any]:
-    plain = {field.name: getattr(film, field.name) for field in fields(film)}
-    return {**plain, "pixels": np.ascontiguousarray(film.pixels).tobytes(), "shape": film.pixels.shape}
+def film_to_plain(film: Film, arena: Arena | None = None) -> dict[str, Any]:
+    """The pixels as bytes, or as a place in the arena where it has one left: see `places_of`."""
+    place = arena.put(film.pixels) if arena is not None else None
+    pixels = np.ascontiguousarray(film.pixels).tobytes() if place is None else place
+    return {**vars(film), "pixels": pixels, "shape": film.pixels.shape}
 
 
-def film_from_plain(plain: Message) -> Film:
+def film_from_plain(plain: Message, arena: Arena | None = None) -> Film:
+    """Pixels that lie in the arena are copied out. Raises PeerLostError where there is no such place."""
     rest = {key: value for key, value in plain.items() if key not in ("pixels", "shape", "notes")}
-    pixels = np.frombuffer(plain["pixels"], dtype=np.uint8).reshape(plain["shape"])
+    if isinstance(plain["pixels"], bytes):
+        pixels = np.frombuffer(plain["pixels"], dtype=np.uint8).reshape(plain["shape"])
+    else:
+        try:
+            assert arena is not None
+            pixels = arena.read(plain["pixels"], plain["shape"])
+        except ValueError as error:
+            raise PeerLostError from error
     spacing_mm = tuple(plain["spacing_mm"]) if plain["spacing_mm"] else None
     return Film(pixels=pixels, notes=tuple(plain["notes"]), **{**rest, "spacing_mm": spacing_mm})
 
 
+def places_of(request: Message) -> list[int]:
+    """Where the films of a request that is plain by now lie in the arena."""
+    films = [request["film"], *request["others"]]
+    return [film["pixels"] for film in films if film is not None and not isinstance(film["pixels"], bytes)]
+
+
 def raw_film_to_plain(raw: RawFilm) -> dict[str, Any]:
-    return asdict(raw)
+    return vars(raw)
 
 
 def raw_film_from_plain(plain: Message) -> RawFilm:
@@ -164,25 +181,24 @@ def mask_file_from_plain(plain: Message) -> MaskFile:
     return MaskFile(**{**plain, "raw": raw, "labels": tuple(plain["labels"]), "masks": tuple(plain["masks"])})
 
 
-def request_to_plain(request: Request) -> dict[str, Any]:
-    plain = {field.name: getattr(request, field.name) for field in fields(request)}
+def request_to_plain(request: Request, arena: Arena | None = None) -> dict[str, Any]:
     return {
-        **plain,
-        "film": film_to_plain(request.film) if request.film is not None else None,
-        "others": [film_to_plain(film) for film in request.others],
-        "turns": [asdict(turn) for turn in request.turns],
-        "sampling": asdict(request.sampling),
+        **vars(request),
+        "film": film_to_plain(request.film, arena) if request.film is not None else None,
+        "others": [film_to_plain(film, arena) for film in request.others],
+        "turns": [vars(turn) for turn in request.turns],
+        "sampling": vars(request.sampling),
         "options": dict(request.options),
     }
 
 
-def request_from_plain(plain: Message) -> Request:
+def request_from_plain(plain: Message, arena: Arena | None = None) -> Request:
     sampling = dict(plain["sampling"])
     return Request(
         **{
             **plain,
-            "film": film_from_plain(plain["film"]) if plain["film"] is not None else None,
-            "others": tuple(film_from_plain(film) for film in plain["others"]),
+            "film": film_from_plain(plain["film"], arena) if plain["film"] is not None else None,
+            "others": tuple(film_from_plain(film, arena) for film in plain["others"]),
             "texts": tuple(plain["texts"]),
             "turns": tuple(ChatTurn(**turn) for turn in plain["turns"]),
             "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
@@ -191,7 +207,7 @@ def request_from_plain(plain: Message) -> Request:
 
 
 def outcome_to_plain(outcome: Outcome) -> dict[str, Any]:
-    return {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+    return vars(outcome)
 
 
 def outcome_from_plain(plain: Message) -> Outcome:
@@ -200,7 +216,8 @@ def outcome_from_plain(plain: Message) -> Outcome:
 
 def failure(request_id: int, error: VesaliusError) -> Outcome:
     """An error as the last Outcome of a request."""
-    return Outcome(request_id, error_code=error.code, error_message=error.message)
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+    return Outcome(request_id, error_code=error.code, error_message=error.message, retry_after_s=retry_after_s)
 
 
 def contract_from_plain(plain: Message) -> InputContract:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from foundation.backbone import ImageFeatures
-from foundation.preprocess import normalise
 from foundation.towers import TowerOutput, TrunkState, block_index
 
 if TYPE_CHECKING:
@@ -113,10 +112,13 @@ class Trunk:
         run.lines += [(index, way.slot) for index, film in enumerate(films) for way in film.ways if way.first == EMBED]
         if not run.lines:
             return
-        own = {index: normalise(films[index].pixels, self._backbone.contract) for index, _ in run.lines}
-        pixels = torch.from_numpy(np.stack([own[index] for index, _ in run.lines]))
+        distinct = list(dict.fromkeys(index for index, _ in run.lines))
+        pixels = self._backbone.pixels(np.stack([films[index].pixels for index in distinct]))
+        if len(distinct) < len(run.lines):
+            place = {index: number for number, index in enumerate(distinct)}
+            pixels = pixels[[place[index] for index, _ in run.lines]]
         with self._through(run):
-            run.state = self._tower.embed(pixels.to(device=self._backbone.device, dtype=self._backbone.dtype))
+            run.state = self._tower.embed(pixels)
 
     def _advance(self, run: _Run, start: int, stop: int) -> None:
         if run.state is None or start == stop:

@@ -1,7 +1,7 @@
 """Worker: the Gateway of a real server. Joins the decode pool and the engine process; holds no torch itself.
 
     decode --> DecodePool            (films under the engine's input contract)
-    ask, stream --> EngineLink       (one engine process, replaced when lost)
+    ask, stream --> EngineLink       (one engine process, replaced when lost), or a Fleet of them, one a device
     models --> what the engine opened, and the adapters in the store that were made for it
 
 A canary asks the engine for a blank film whenever it has been idle for a while, so that readiness speaks of now.
@@ -25,6 +25,7 @@ from foundation.preprocess import InputContract
 from serving.config import ServerConfig
 from serving.decode_pool import DecodePool
 from serving.engine_link import AWAY, EngineLink
+from serving.fleet import Fleet
 from serving.gateway import ModelInfo, Readiness, next_request_id
 from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
@@ -51,11 +52,15 @@ class _LostUnheardError(Exception):
 class Worker:
     """Start and close it on the event loop that the API runs on."""
 
-    def __init__(self, config: ServerConfig, link: EngineLink | None = None) -> None:
+    def __init__(self, config: ServerConfig, link: EngineLink | Fleet | None = None) -> None:
         self.config = config
         self.pool = DecodePool(config.decode)
         if link is None:  # a link that waits for nothing is empty, and so counts as false
-            link = EngineLink(config.engine, start_limit_s=config.start_limit_s, hang_limit_s=config.hang_limit_s)
+            start_s, hang_s = config.start_limit_s, config.hang_limit_s
+            if len(config.devices) > 1:
+                link = Fleet.of(config.engine, config.devices, start_limit_s=start_s, hang_limit_s=hang_s)
+            else:
+                link = EngineLink(config.engine, start_limit_s=start_s, hang_limit_s=hang_s)
         self.link = link
         user_roots = [root for root in AdapterStore.default(config.engine.adapters_dir).roots if root != LIBRARY]
         self._stores = (AdapterStore(LIBRARY), *(AdapterStore(root) for root in user_roots))

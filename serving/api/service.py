@@ -195,7 +195,7 @@ class Service:
 def value_of(outcome: Outcome) -> Mapping[str, Any]:
     """The value of an Outcome, or the error it carries, raised."""
     if outcome.error_code is not None:
-        raise error_from(outcome.error_code, outcome.error_message)
+        raise error_from(outcome.error_code, outcome.error_message, retry_after_s=outcome.retry_after_s or 1.0)
     return outcome.value or {}
 
 

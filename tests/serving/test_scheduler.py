@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.errors import InvalidRequest
+from serving.fairness import flow_of
 from serving.messages import Operation, Request
 from serving.scheduler import Budget, Scheduler, Step, choose, rows_of, urgency
 
@@ -60,11 +61,98 @@ def test_the_books_balance(waiting: tuple[Request, ...], budget: Budget, now: fl
 
 
 @given(requests(), budgets, st.floats(0, 30))
-def test_the_most_urgent_always_goes(waiting: tuple[Request, ...], budget: Budget, now: float) -> None:
+def test_the_most_urgent_of_some_flow_always_goes(waiting: tuple[Request, ...], budget: Budget, now: float) -> None:
     choice = choose(waiting, now, budget, free_chats=3, patience_s=2.0)
     alive = [request for request in waiting if request.id not in ids(choice.expired)]
+    heads = {flow_of(one): one for one in sorted(alive, key=lambda one: urgency(one, 2.0), reverse=True)}
     if alive:
-        assert min(alive, key=lambda one: urgency(one, 2.0)) in choice.chosen
+        assert ids(heads.values()) & ids(choice.chosen)
+
+
+@given(requests(most=20), budgets)
+def test_within_a_flow_the_more_urgent_goes_first(waiting: tuple[Request, ...], budget: Budget) -> None:
+    """One row each, so that everything fits and only the order is left to see."""
+    single = [Request(id=one.id, operation="embed_image", arrival=one.arrival, deadline=one.deadline) for one in waiting]
+    scheduler, gone = Scheduler(Budget(rows=1)), list[Request]()
+    scheduler.add(single)
+    while (step := scheduler.next(-1.0)).batch is not None:
+        gone += step.batch.requests
+    assert [one.id for one in gone] == [one.id for one in sorted(single, key=lambda one: urgency(one, 2.0))]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 40)), max_size=60), budgets, st.data())
+@settings(max_examples=60)
+def test_nothing_starves_and_nothing_is_lost(arrivals: list[tuple[int, int, int]], budget: Budget, data: st.DataObject) -> None:
+    """Any traffic, some of it withdrawn: each request leaves exactly once, within as many steps as there are requests."""
+    scheduler, now, gone = Scheduler(budget, patience_s=1.0), 0.0, list[int]()
+    for number, (tenant, adapter, _) in enumerate(arrivals):
+        name = "abc"[adapter]
+        scheduler.add([Request(id=number, operation="classify", adapter=name, tenant=str(tenant), arrival=now)])
+        if data.draw(st.booleans()):
+            now += 0.3
+            batch = scheduler.next(now).batch
+            gone += [request.id for request in batch.requests] if batch else []
+        if data.draw(st.integers(0, 9)) == 0 and scheduler.cancel(number):
+            gone.append(number)
+    for _ in arrivals:
+        batch = scheduler.next(now := now + 0.3).batch
+        gone += [request.id for request in batch.requests] if batch else []
+    assert sorted(gone) == list(range(len(arrivals)))
+    assert len(scheduler) == 0
+
+
+def served(scheduler: Scheduler, steps: int, now: float = 0.0) -> list[Request]:
+    gone: list[Request] = []
+    for _ in range(steps):
+        batch = scheduler.next(now).batch
+        gone += batch.requests if batch else ()
+    return gone
+
+
+def test_one_who_floods_does_not_keep_another_waiting() -> None:
+    scheduler = Scheduler(Budget(rows=2))
+    scheduler.add(Request(id=n, operation="embed_image", tenant="flood", arrival=0.0) for n in range(100))
+    served(scheduler, 20)
+    scheduler.add(Request(id=1000 + n, operation="embed_image", tenant="late", arrival=1.0) for n in range(5))
+    tenants = [request.tenant for request in served(scheduler, 5, now=1.0)]
+    assert tenants.count("late") == tenants.count("flood") == 5
+
+
+def test_a_tenants_adapters_share_its_share() -> None:
+    scheduler = Scheduler(Budget(rows=2, adapters=4))
+    for number in range(40):
+        for adapter in "abc":
+            number_of = 100 * (1 + "abc".index(adapter)) + number
+            scheduler.add([Request(id=number_of, operation="classify", adapter=adapter, tenant="many", arrival=0.0)])
+        scheduler.add([Request(id=number, operation="classify", adapter="a", tenant="one", arrival=0.0)])
+    gone = served(scheduler, 60)
+    ones = sum(request.tenant == "one" for request in gone)
+    assert abs(ones - 30) <= 2
+    assert {a: sum(r.adapter == a and r.tenant == "many" for r in gone) for a in "abc"} == pytest.approx(
+        {"a": 10, "b": 10, "c": 10}, abs=2
+    )
+
+
+def test_ever_new_tenants_do_not_starve_one_who_has_had_much() -> None:
+    scheduler = Scheduler(Budget(rows=1), patience_s=2.0)
+    scheduler.add(Request(id=n, operation="embed_image", tenant="old", arrival=0.0) for n in range(10))
+    served(scheduler, 9)
+    gone: list[Request] = []
+    for step in range(40):
+        now = 0.1 * step
+        scheduler.add(
+            Request(id=100 + 2 * step + k, operation="embed_image", tenant=f"new{step}{k}", arrival=now) for k in (0, 1)
+        )
+        gone += served(scheduler, 1, now)
+    assert 9 in ids(gone)
+
+
+def test_adapters_in_use_count_and_nobody_overtakes_who_waits_for_one() -> None:
+    waiting = (Request(id=1, operation="classify", adapter="b"), Request(id=2, operation="embed_image", arrival=1.0))
+    busy = choose(waiting, 1.0, Budget(adapters=1), 1, in_use=frozenset("a"))
+    assert busy.chosen == ()
+    assert ids(choose(waiting, 1.0, Budget(adapters=2), 1, in_use=frozenset("a")).chosen) == {1, 2}
+    assert ids(choose(waiting, 1.0, Budget(adapters=1), 1, in_use=frozenset("b")).chosen) == {1, 2}
 
 
 @given(requests(most=12), st.data())

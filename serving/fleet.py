@@ -1,0 +1,164 @@
+"""Fleet: several engines, one a device, behind the interface of one EngineLink.
+
+A request goes to the least loaded engine; a little more load is taken where the film was seen before (its features are kept
+there) or where the adapter is resident. What changes adapters, or drops what is kept, goes to all of them. An engine that is
+lost leaves its work to the others until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from foundation.errors import EngineUnavailable, InvalidRequest
+from serving.cache import LruCache
+from serving.config import EngineConfig
+from serving.engine_link import AWAY, Answers, EngineLink
+from serving.messages import Outcome, Request
+from serving.transport import failure
+
+EVERYWHERE = ("load", "unload")
+FILM_WORTH, ADAPTER_WORTH = 4, 2  # in requests: how much fuller an engine may be that knows the film, or the adapter
+_REMEMBERED = 4096
+
+
+class Fleet:
+    """links: of engines over the same checkpoint and store."""
+
+    def __init__(self, links: Sequence[EngineLink]) -> None:
+        if not links:
+            raise InvalidRequest("At least one device is needed.", param="devices")
+        self._links = tuple(links)
+        self._known: LruCache[tuple[str, ...], frozenset[int]] = LruCache(_REMEMBERED)
+        self._owners: dict[int, EngineLink] = {}  # of requests under way, by id
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(
+        cls, config: EngineConfig, devices: Sequence[str], *, start_limit_s: float = 300.0, hang_limit_s: float = 120.0
+    ) -> Fleet:
+        """One engine a device. Engines on the processor share its cores."""
+        cores = max(1, config.cores // max(1, list(devices).count("cpu")))
+        configs = [replace(config, device=name, threads=cores) for name in devices]
+        return cls([EngineLink(one, start_limit_s=start_limit_s, hang_limit_s=hang_limit_s) for one in configs])
+
+    @property
+    def facts(self) -> Mapping[str, Any] | None:
+        return self._links[0].facts
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._links[0].config
+
+    @config.setter
+    def config(self, config: EngineConfig) -> None:
+        """What the next engines are opened with; each keeps its device and its cores."""
+        for link in self._links:
+            link.config = replace(config, device=link.config.device, threads=link.config.threads)
+
+    @property
+    def last_forward(self) -> float | None:
+        """Of the engine that has finished nothing for longest, so that each of them is looked after."""
+        known = [link.last_forward for link in self._links if link.is_up and link.last_forward is not None]
+        return min(known, default=None)
+
+    @property
+    def restarts(self) -> int:
+        return sum(link.restarts for link in self._links)
+
+    @property
+    def is_up(self) -> bool:
+        return any(link.is_up for link in self._links)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._links))
+
+    async def start(self) -> None:
+        await asyncio.gather(*(link.start() for link in self._links))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(link.close() for link in self._links))
+
+    async def wait_up(self, limit_s: float) -> bool:
+        if self.is_up:
+            return True
+        waits = [asyncio.create_task(link.wait_up(limit_s)) for link in self._links]
+        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        return any(task.result() for task in done)
+
+    def forget(self, tenant: str, study: str) -> None:
+        for link in self._links:
+            link.forget(tenant, study)
+
+    async def ask(self, request: Request) -> Answers:
+        if request.operation in EVERYWHERE:
+            return self._ask_all(request)
+        up = [number for number, link in enumerate(self._links) if link.is_up]
+        if not up:
+            answers = Answers(request.id)
+            answers.put(failure(request.id, EngineUnavailable(AWAY)))
+            return answers
+        number = min(up, key=lambda one: self._cost(one, request))
+        self._remember(number, request)
+        link = self._owners[request.id] = self._links[number]
+        try:
+            return await link.ask(request)
+        except asyncio.CancelledError:
+            self._owners.pop(request.id, None)
+            raise
+
+    def release(self, answers: Answers) -> None:
+        link = self._owners.pop(answers.request_id, None)
+        if link is not None:
+            link.release(answers)
+
+    def _cost(self, number: int, request: Request) -> tuple[int, float]:
+        """Smaller is better; among equals the one that has been idle for longest."""
+        link = self._links[number]
+        load = len(link)
+        load -= FILM_WORTH * any(number in (self._known.get(key) or ()) for key in _film_keys(request))
+        load -= ADAPTER_WORTH * any(number in (self._known.get(key) or ()) for key in _adapter_keys(request))
+        return load, link.last_forward or 0.0
+
+    def _remember(self, number: int, request: Request) -> None:
+        for key in (*_film_keys(request), *_adapter_keys(request)):
+            self._known.put(key, (self._known.get(key) or frozenset()) | {number})
+
+    def _ask_all(self, request: Request) -> Answers:
+        """The first engine's answer, or the first that failed; an engine that is away learns of it when it is opened."""
+        answers = Answers(request.id)
+
+        async def gather() -> None:
+            told = await asyncio.gather(*(_last(link, request) for link in self._links if link.is_up))
+            nobody = failure(request.id, EngineUnavailable(AWAY))
+            answers.put(next((one for one in told if one.is_error), told[0] if told else nobody))
+
+        task = asyncio.create_task(gather())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return answers
+
+
+async def _last(link: EngineLink, request: Request) -> Outcome:
+    answers = await link.ask(request)
+    try:
+        while not (outcome := await answers.get()).is_final:
+            pass
+    finally:
+        link.release(answers)
+    return outcome
+
+
+def _film_keys(request: Request) -> list[tuple[str, ...]]:
+    """What is kept of films is kept for one tenant."""
+    return [("film", request.tenant, film.digest) for film in request.films] if request.stores else []
+
+
+def _adapter_keys(request: Request) -> list[tuple[str, ...]]:
+    return [("adapter", name) for name in sorted(request.adapters)]

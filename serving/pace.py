@@ -1,0 +1,87 @@
+"""Pace: how long a batch of so many rows takes, learnt from those that ran. Pure arithmetic.
+
+    seconds = per_row * rows + overhead
+
+fitted by least squares in which older batches weigh ever less, so that it follows a machine whose speed changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MEMORY = 0.95  # the weight a batch keeps when another one has run
+_WARY = 1e-9
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Weighted sums over what ran; nothing is known while `weight` is 0."""
+
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    rows_rows: float = 0.0
+    rows_seconds: float = 0.0
+
+    def after(self, rows: int, seconds: float) -> Pace:
+        """The pace once a batch of `rows` has taken `seconds`."""
+        return Pace(
+            _MEMORY * self.weight + 1.0,
+            _MEMORY * self.rows + rows,
+            _MEMORY * self.seconds + seconds,
+            _MEMORY * self.rows_rows + rows * rows,
+            _MEMORY * self.rows_seconds + rows * seconds,
+        )
+
+    @property
+    def is_known(self) -> bool:
+        return self.weight > 0.0
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """(per_row, overhead), neither negative. With batches of one size alone, all of it is the rows'."""
+        if not self.is_known:
+            return 0.0, 0.0
+        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
+        through_zero = mean_seconds / mean_rows
+        spread = self.rows_rows / self.weight - mean_rows**2
+        if spread <= _WARY + 1e-6 * mean_rows**2:
+            return through_zero, 0.0
+        per_row = (self.rows_seconds / self.weight - mean_rows * mean_seconds) / spread
+        if per_row <= 0.0:
+            return 0.0, mean_seconds
+        overhead = mean_seconds - per_row * mean_rows
+        return (per_row, overhead) if overhead >= 0.0 else (through_zero, 0.0)
+
+    def seconds_for(self, rows: int) -> float:
+        """What a batch of `rows` is expected to take; 0 while nothing is known."""
+        per_row, overhead = self.line
+        return per_row * rows + overhead
+
+
+@dataclass
+class Paces:
+    """The pace of a batch on all cores, and of one on one core; which of the two a lone batch should take.
+
+    The one that looks slower is tried again now and then: the machine may have become a quieter one.
+    """
+
+    wide: Pace = Pace()
+    narrow: Pace = Pace()
+    retry_every: int = 64
+    _since: int = 0
+
+    def note(self, rows: int, seconds: float, *, is_wide: bool) -> None:
+        if is_wide:
+            self.wide, self._since = self.wide.after(rows, seconds), 0
+        else:
+            self.narrow = self.narrow.after(rows, seconds)
+
+    def prefers_wide(self, rows: int) -> bool:
+        """For a batch with nothing beside it."""
+        if not self.narrow.is_known:
+            return True
+        if self.wide.is_known and self.wide.seconds_for(rows) > self.narrow.seconds_for(rows):
+            self._since += 1
+            return self._since % self.retry_every == 0
+        return True

@@ -1,0 +1,50 @@
+"""The fitted pace: exact on a line, sane on anything, and it follows a machine that changes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.pace import Pace, Paces
+
+batches = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-4, 10.0)), min_size=1, max_size=40)
+
+
+def learnt(pairs: list[tuple[int, float]]) -> Pace:
+    pace = Pace()
+    for rows, seconds in pairs:
+        pace = pace.after(rows, seconds)
+    return pace
+
+
+@given(st.floats(1e-4, 1.0), st.floats(0.0, 1.0), st.lists(st.integers(1, 64), min_size=2, max_size=30))
+def test_a_line_is_found(per_row: float, overhead: float, sizes: list[int]) -> None:
+    pace = learnt([(rows, per_row * rows + overhead) for rows in sizes])
+    if len(set(sizes)) > 1:
+        assert pace.seconds_for(7) == pytest.approx(7 * per_row + overhead, rel=1e-3, abs=1e-6)
+    else:
+        assert pace.seconds_for(sizes[0]) == pytest.approx(sizes[0] * per_row + overhead)
+
+
+@given(batches)
+def test_it_is_never_negative_and_never_falls_with_the_rows(pairs: list[tuple[int, float]]) -> None:
+    pace = learnt(pairs)
+    told = [pace.seconds_for(rows) for rows in (1, 2, 10, 100)]
+    assert told == sorted(told)
+    assert told[0] > 0.0
+
+
+def test_it_follows_a_machine_that_became_slower() -> None:
+    pace = learnt([(4, 0.1)] * 200 + [(4, 0.4)] * 100)
+    assert pace.seconds_for(4) == pytest.approx(0.4, rel=0.01)
+
+
+def test_a_lone_batch_takes_the_faster_way_and_tries_the_other_now_and_then() -> None:
+    paces = Paces(retry_every=10)
+    paces.note(1, 0.025, is_wide=False)
+    paces.note(1, 0.015, is_wide=True)
+    assert all(paces.prefers_wide(1) for _ in range(30))
+    for _ in range(100):
+        paces.note(1, 0.3, is_wide=True)
+    assert sum(paces.prefers_wide(1) for _ in range(100)) == 10
