@@ -33,12 +33,12 @@ HeadT = TypeVar("HeadT", bound=nn.Module)
 
 
 class FakeBackbone:
-    """Deterministic in `kind` and `seed`; pixels are (B, 3, 32, 32) for "vit" and (B, 3, 64, 64) for "visformer"."""
+    """Deterministic in `kind` and `seed`; pixels are (B, 3, 32, 32) for "vit" and (B, 3, 64, 64) for the others."""
 
     def __init__(self, kind: str = "vit", seed: int = 0, depth: int = 2, embed_dim: int = 16) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            trunk: Any = _vit(depth) if kind == "vit" else _visformer(depth)
+            trunk: Any = {"vit": _vit, "visformer": _visformer, "resnet": _resnet}[kind](depth)
             visual = _Visual(trunk, nn.Linear(trunk.num_features, embed_dim, bias=False)).eval().requires_grad_(False)
         self.image_tower: ImageTower = image_tower(visual).eval().requires_grad_(False)
         size = SIZE if kind == "vit" else 2 * SIZE
@@ -214,3 +214,10 @@ def _visformer(depth: int) -> Any:
         num_heads=2,
         num_classes=0,
     )
+
+
+def _resnet(depth: int) -> Any:
+    """One narrow bottleneck a stage, whatever the depth."""
+    from timm.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, (1, 1, 1, 1), channels=(4, 8, 12, 16), stem_width=8, num_classes=0)

@@ -62,6 +62,7 @@ class ImageTower(nn.Module):
     prefix_tokens: int = 0
     taps: tuple[int, ...]
     width: int  # of the last block
+    side_step: int = 0  # the tower takes squares whose side is a multiple of it; 0: of one size only
 
     def embed(self, pixels: Tensor) -> TrunkState:
         """pixels (B, 3, S, S), normalised -> the state before the first block."""
@@ -230,6 +231,8 @@ class ResNetTower(ImageTower):
     LoRA adapts the 1x1 convolutions, which are linear maps over the channels of each position. BatchNorms are folded away.
     """
 
+    side_step = 32
+
     def __init__(self, visual: Any) -> None:
         super().__init__()
         trunk = visual.trunk.eval()
@@ -243,9 +246,10 @@ class ResNetTower(ImageTower):
 
     def embed(self, pixels: Tensor) -> TrunkState:
         maps = self.stem(pixels)
-        if maps.shape[-2] != maps.shape[-1] or pixels.shape[-1] % 32:
+        if maps.shape[-2] != maps.shape[-1] or pixels.shape[-1] % self.side_step:
             raise InvalidRequest(
-                f"This tower takes square films whose side is a multiple of 32, not {tuple(pixels.shape[-2:])}.", param="pixels"
+                f"This tower takes square films whose side is a multiple of {self.side_step}, not {tuple(pixels.shape[-2:])}.",
+                param="pixels",
             )
         return TrunkState(maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1]))
 

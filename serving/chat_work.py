@@ -8,7 +8,7 @@ without_views   its blank and its shuffle, each the same two ways: what reliance
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -90,16 +90,17 @@ class ChatWork:
 
     @property
     def views(self) -> tuple[View, ...]:
-        return () if self.film is None else self._both_ways(self.film.pixels)
+        return () if self.film is None else self._ways(self.film.pixels)
 
     @property
     def without_views(self) -> tuple[View, ...]:
         if self.film is None:
             return ()
-        return (*self._both_ways(blank(self.film.pixels)), *self._both_ways(shuffled(self.film.pixels)))
+        return (*self._ways(blank(self.film.pixels)), *self._ways(shuffled(self.film.pixels)))
 
-    def _both_ways(self, pixels: npt.NDArray[np.uint8]) -> tuple[View, ...]:
-        return (View(pixels), View(pixels, self.reader.resident))
+    def _ways(self, pixels: npt.NDArray[np.uint8]) -> tuple[View, ...]:
+        """By the base, through the findings adapter, and by the base at the sizes that the findings are read at besides."""
+        return (View(pixels), View(pixels, self.reader.resident), *self.tools.enlarged(pixels, self.reader.sizes))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ class ChatWork:
         verdict = self.tools.verdict(seen.features[0], self.film)
         if not verdict.assessed:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
-        findings = self._placed(seen.features[0], seen.features[1], seen)
+        findings = self._placed(seen.features, seen)
         label = asked_finding(self.request.turns, findings)
         wants_all = bool(self.request.options.get("maps"))
         maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
@@ -129,13 +130,15 @@ class ChatWork:
         return Opening(turns, Picture(seen.features[0].tokens[0], stated(findings)), evidence)
 
     def pictures(self, seen: Seen) -> tuple[Picture, ...]:
-        """What the decoder is given of each film in `seen`, whose features come in pairs: base, adapter."""
-        pairs = zip(seen.features[0::2], seen.features[1::2], strict=True)
-        return tuple(Picture(base.tokens[0], stated(self._placed(base, adapted, seen))) for base, adapted in pairs)
+        """What the decoder is given of each film in `seen`, whose features come film by film."""
+        ways = 2 + len(self.reader.sizes)
+        films = [seen.features[start : start + ways] for start in range(0, len(seen.features), ways)]
+        return tuple(Picture(film[0].tokens[0], stated(self._placed(film, seen))) for film in films)
 
-    def _placed(self, base: ImageFeatures, adapted: ImageFeatures, seen: Seen) -> tuple[Finding, ...]:
-        """The findings of one picture, and where those present lie."""
-        found = self.reader.read(adapted, self.prompts, seen.texts)
+    def _placed(self, film: Sequence[ImageFeatures], seen: Seen) -> tuple[Finding, ...]:
+        """The findings of one picture and where those present lie. film: its features, in the order of `_ways`."""
+        base, adapted, *enlarged = film
+        found = self.reader.read(adapted, enlarged, self.prompts, seen.texts)
         patches = self.tools.backbone.patch_embeddings(base)[0].float()
         return tuple(placed(found, patches, base.grid, self._directions(seen)))
 

@@ -20,13 +20,14 @@ from serving.works.work import View
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
-ViewKey = tuple[bytes, int]
+ViewKey = tuple[bytes, int, int]
+FilmKey = tuple[bytes, int]
 STATES_SHARE = 4  # one part in so many of the bytes is for states on the way
 
 
 def view_key(view: View) -> ViewKey:
-    """Equal for equal pixels through the same adapter."""
-    return view.pixels.tobytes(), view.slot
+    """Equal for equal pixels at the same size through the same adapter."""
+    return view.pixels.tobytes(), view.size, view.slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +41,18 @@ class _Ask:
 
     @property
     def key(self) -> ViewKey:
-        return self.pixels, self.view.slot
+        return self.pixels, self.view.size, self.view.slot
+
+    @property
+    def film(self) -> FilmKey:
+        return self.pixels, self.view.size
 
     def held_as(self, block: int = THE_END) -> FeatureKey:
         """The key of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
         films = self.request.films
         study = next((film.digest for film in films if film.pixels is self.view.pixels), films[0].digest if films else "")
         adapter = self.view.resident.digest if self.view.resident and block == THE_END else ""
-        return FeatureKey(self.request.tenant, study, self.digest, adapter, block)
+        return FeatureKey(self.request.tenant, study, f"{self.digest}@{self.view.size}", adapter, block)
 
 
 @dataclass(eq=False)
@@ -59,8 +64,8 @@ class Look:
     found: dict[ViewKey, ImageFeatures]
     wanted: tuple[Wanted, ...]
     blocks: tuple[int, ...]
-    names: tuple[bytes, ...]
-    askers: Mapping[bytes, Sequence[_Ask]]
+    names: tuple[FilmKey, ...]
+    askers: Mapping[FilmKey, Sequence[_Ask]]
     looked: Looked = field(default_factory=lambda: Looked({}, {}))
 
     @property
@@ -111,7 +116,7 @@ class Looks:
             for ask in look.askers[look.names[index]]:
                 if ask.request.stores:
                     self._states.put(ask.held_as(block), state, is_own=True)
-        found |= {(look.names[index], slot): features for (index, slot), features in look.looked.features.items()}
+        found |= {(*look.names[index], slot): features for (index, slot), features in look.looked.features.items()}
         for ask in look.asks:
             if ask.request.stores and self._features.capacity_bytes:
                 self._features.put(ask.held_as(), found[ask.key])
@@ -119,16 +124,16 @@ class Looks:
 
     def _missing(self, missing: Mapping[ViewKey, View], asks: Sequence[_Ask], found: dict[ViewKey, ImageFeatures]) -> Look:
         """One forward over what is missing; states on the way are taken from where they are held."""
-        films: dict[bytes, list[View]] = {}
-        for (pixels, _), view in missing.items():
-            films.setdefault(pixels, []).append(view)
-        askers: dict[bytes, list[_Ask]] = {}
+        films: dict[FilmKey, list[View]] = {}
+        for (pixels, size, _), view in missing.items():
+            films.setdefault((pixels, size), []).append(view)
+        askers: dict[FilmKey, list[_Ask]] = {}
         for ask in asks:
-            askers.setdefault(ask.pixels, []).append(ask)
+            askers.setdefault(ask.film, []).append(ask)
         blocks = sorted((block for block in self._residency.first_blocks if block > 0), reverse=True)
         if not self._states.capacity_bytes:
             blocks = []
-        wanted = tuple(self._wanted(views, askers[pixels], blocks) for pixels, views in films.items())
+        wanted = tuple(self._wanted(views, askers[film], blocks) for film, views in films.items())
         return Look(self.trunk, asks, found, wanted, tuple(blocks), tuple(films), askers)
 
     def _wanted(self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int]) -> Wanted:
@@ -139,8 +144,8 @@ class Looks:
         for block in blocks:
             held = [self._states.get(ask.held_as(block)) for ask in askers] if block <= highest else []
             if held and all(held):
-                return Wanted(views[0].pixels, ways, held[0], block)
-        return Wanted(views[0].pixels, ways, None, EMBED)
+                return Wanted(views[0].pixels, ways, held[0], block, views[0].size)
+        return Wanted(views[0].pixels, ways, None, EMBED, views[0].size)
 
 
 def _asks(asked: Sequence[tuple[Request, View]]) -> Iterator[_Ask]:

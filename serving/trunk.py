@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from foundation.backbone import ImageFeatures
+from foundation.enlarge import enlarge
 from foundation.towers import TowerOutput, TrunkState, block_index
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Way:
 class Wanted:
     """A film (S, S, 3) and its distinct ways; held: a state of the base that stands before block `at`, if there is one.
 
+    size: the film is enlarged to it before the tower sees it; 0 leaves it as it is.
     `at` must not lie above the first block of any way that has an adapter.
     """
 
@@ -56,6 +58,7 @@ class Wanted:
     ways: tuple[Way, ...]
     held: TrunkState | None = None
     at: int = EMBED
+    size: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +91,17 @@ class Trunk:
 
     @torch.inference_mode()
     def run(self, films: Sequence[Wanted], keep: Collection[int] = ()) -> Looked:
-        """Every way of every film, in one forward. keep: the blocks before which states of the base are given back."""
-        if not films:
-            return Looked({}, {})
+        """Every way of every film, one forward a size. keep: the blocks before which states of the base are given back."""
+        features, states = dict[tuple[int, int], ImageFeatures](), dict[tuple[int, int], TrunkState]()
+        for size in dict.fromkeys(film.size for film in films):
+            places = [place for place, film in enumerate(films) if film.size == size]
+            looked = self._run([films[place] for place in places], keep)
+            features |= {(places[film], slot): one for (film, slot), one in looked.features.items()}
+            states |= {(places[film], block): one for (film, block), one in looked.states.items()}
+        return Looked(features, states)
+
+    def _run(self, films: Sequence[Wanted], keep: Collection[int]) -> Looked:
+        """Films of one size, in one forward."""
         run, states, block = _Run(), dict[tuple[int, int], TrunkState](), 0
         self._embed(run, films)
         stages = {0, self.depth, *keep, *(film.at for film in films), *(way.first for film in films for way in film.ways)}
@@ -118,7 +129,7 @@ class Trunk:
             place = {index: number for number, index in enumerate(distinct)}
             pixels = pixels[[place[index] for index, _ in run.lines]]
         with self._through(run):
-            run.state = self._tower.embed(pixels)
+            run.state = self._tower.embed(enlarge(pixels, films[0].size) if films[0].size else pixels)
 
     def _advance(self, run: _Run, start: int, stop: int) -> None:
         if run.state is None or start == stop:

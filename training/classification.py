@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adapters.lora import targets_from
 from adapters.tasks.classification import NORMAL, ClassificationHead, Prompts
 from adapters.tasks.levels import pool_levels
+from foundation.errors import InvalidRequest
 from foundation.towers import block_index
 from training.adapted_tower import AdaptedTower, level_widths
 from training.finetune_job import TrainableBackbone
@@ -31,7 +32,7 @@ from training.level_fit import Seen
 from training.loop import ParameterGroup
 from training.manifest import Row
 from training.metrics import auroc
-from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
+from training.trunk_cache import TrunkCache, augmented_pixels, size_cache, to_pixels
 
 Floats = npt.NDArray[np.float64]
 STUDY_HIDDEN = 32
@@ -79,7 +80,8 @@ class AdaptedClassifier(AdaptedTower):
         pools = recipe.head.pools
         widths = level_widths(backbone) if pools else ()
         hidden = STUDY_HIDDEN if recipe.data.studies else 0
-        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden)
+        sizes = recipe.head.sizes
+        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden, sizes)
         head.start_from_text(backbone, prompts_of(table, recipe.head))
         super().__init__(backbone, recipe.lora, head)
 
@@ -93,14 +95,18 @@ class AdaptedClassifier(AdaptedTower):
         return logits
 
     def pooled(self, batch: Mapping[str, Any], levels: Sequence[Tensor]) -> Tensor | None:
-        """(B, F) pooled levels: those below the first adapted block from the cache, the others as they are now."""
+        """(B, F) pooled levels: those below the first adapted block from the cache, the others as they are now.
+
+        Those of further sizes, which no adapter touches, are `beside` in the batch.
+        """
         if self.head.levels is None:
             return None
         pools = self.head.levels.pools
+        beside = [batch["beside"]] if "beside" in batch else []
         if "below" not in batch:
-            return pool_levels(levels, pools)
+            return torch.cat([pool_levels(levels, pools), *beside], dim=1)
         above = sum(tap >= self.first_block for tap in self.tower.taps)
-        return torch.cat([batch["below"], pool_levels(levels[-above:], pools)], dim=1)
+        return torch.cat([batch["below"], pool_levels(levels[-above:], pools), *beside], dim=1)
 
     def groups(self, pace: PaceRecipe) -> list[ParameterGroup]:
         """The reading of the levels, fitted already, moves at a rate and with a decay of its own."""
@@ -155,6 +161,23 @@ class ClassificationTrainee:
             for split, views in (("train", recipe.views.cached), ("val", 1))
             if recipe.views.cached
         }
+        self.beside: dict[str, npt.NDArray[np.float32]] = {}
+        if recipe.head.sizes:
+            check_sizes(backbone.image_tower.side_step, recipe.head.sizes)
+            self.beside = {
+                split: size_cache(
+                    backbone.image_tower,
+                    backbone.fingerprint,
+                    held.pixels,
+                    self.contract,
+                    cache,
+                    sizes=recipe.head.sizes,
+                    pools=recipe.head.pools,
+                    precision=recipe.training.precision,
+                    is_quiet=is_quiet,
+                )
+                for split, held in films.items()
+            }
 
     def plan(self, epoch: int) -> Sequence[Sequence[tuple[int, int]]]:
         """Batches of (film, view seed); as many films as there are, patients balanced as the recipe says."""
@@ -186,7 +209,7 @@ class ClassificationTrainee:
             batch = {"truth": self.study_truth[which], "study": torch.from_numpy(place)}
         if trunk := self.trunk.get("train"):
             views = [seed % trunk.hidden.shape[1] for _, seed in draws]
-            return batch | trunk.batch(films, views)
+            return batch | trunk.batch(films, views) | self._beside("train", films)
         shown = np.asarray(self.films["train"].pixels[films])
         return batch | {"pixels": augmented_pixels(shown, self.contract, self.recipe.views.strength, draws[0][1])}
 
@@ -202,7 +225,7 @@ class ClassificationTrainee:
         blended = {
             name: share * value + (1 - share) * value.roll(1, dims=0)
             for name, value in batch.items()
-            if name in ("pixels", "hidden", "below")
+            if name in ("pixels", "hidden", "below", "beside")
         }
         logits, truth = model({**batch, **blended}).float(), batch["truth"]
         return share * self.criterion(logits, truth) + (1 - share) * self.criterion(logits, truth.roll(1, dims=0))
@@ -210,7 +233,7 @@ class ClassificationTrainee:
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Mean AUROC over the labels on `val`."""
         trunk, films = self.trunk.get("val"), self.films["val"]
-        scores = self.logits(model, films) if self.films_of or trunk is None else _logits_from_trunk(model, trunk)
+        scores = self.logits(model, "val") if self.films_of or trunk is None else self._logits_from_trunk(model, "val", trunk)
         truth = films.by_study().truth if self.films_of else films.truth
         return {"auroc": mean_auroc(rankable(scores, self.table.exclusive), truth)}
 
@@ -227,7 +250,8 @@ class ClassificationTrainee:
             if trunk is None:
                 batch = {"pixels": to_pixels(np.asarray(films.pixels[places.start : places.stop]), self.contract)}
             else:
-                batch = trunk.batch([place % count for place in places], [place // count for place in places])
+                own = [place % count for place in places]
+                batch = trunk.batch(own, [place // count for place in places]) | self._beside(split, own)
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             features = model.features(batch)
             found = model.pooled(batch, features.levels)
@@ -249,9 +273,10 @@ class ClassificationTrainee:
         return torch.cat(rows)
 
     @torch.inference_mode()
-    def logits(self, model: nn.Module, films: Films, batch_size: int = 32) -> Floats:
+    def logits(self, model: nn.Module, split: str, batch_size: int = 32) -> Floats:
         """(N, K) raw outputs through the whole tower in float32, as serving computes them; of studies where they are items."""
         model.eval()
+        films = self.films[split]
         device = next(model.parameters()).device
         numbers = films.study if self.films_of else np.arange(len(films.rows))
         rows = []
@@ -259,8 +284,31 @@ class ClassificationTrainee:
             pixels = to_pixels(np.asarray(films.pixels[chunk]), self.contract).to(device)
             own = np.unique(numbers[chunk], return_inverse=True)[1]
             extra = {"study": torch.from_numpy(own).to(device)} if self.films_of else {}
-            rows.append(model({"pixels": pixels, **extra}))
+            beside = {name: one.to(device) for name, one in self._beside(split, chunk.tolist()).items()}
+            rows.append(model({"pixels": pixels, **extra, **beside}))
         return np.asarray(torch.cat(rows).double().cpu().numpy())
+
+    def _logits_from_trunk(self, model: nn.Module, split: str, trunk: TrunkCache, batch_size: int = 64) -> Floats:
+        device = next(model.parameters()).device
+        rows = []
+        for start in range(0, len(trunk.hidden), batch_size):
+            films = range(start, min(start + batch_size, len(trunk.hidden)))
+            batch = trunk.batch(films, [0] * len(films)) | self._beside(split, films)
+            rows.append(model({name: one.to(device) if isinstance(one, Tensor) else one for name, one in batch.items()}))
+        return np.asarray(torch.cat(rows).double().cpu().numpy())
+
+    def _beside(self, split: str, films: Sequence[int]) -> dict[str, Tensor]:
+        """The pooled levels of the split's films at further sizes, (B, F) under `beside`; nothing where there are none."""
+        held = self.beside.get(split)
+        return {} if held is None else {"beside": torch.from_numpy(held[list(films)])}
+
+
+def check_sizes(side_step: int, sizes: Sequence[int]) -> None:
+    """Refuse sizes that the tower cannot be shown."""
+    if not side_step:
+        raise InvalidRequest("This tower takes films of one size only; set head.sizes = [].", param="sizes")
+    if odd := [size for size in sizes if size < side_step or size % side_step]:
+        raise InvalidRequest(f"This tower takes sizes that are multiples of {side_step}, not {odd[0]}.", param="sizes")
 
 
 def _whole_studies(numbers: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
@@ -274,16 +322,6 @@ def _whole_studies(numbers: npt.NDArray[np.int64], size: int) -> list[npt.NDArra
             chunks.append(order[start:end])
             start = int(end)
     return chunks
-
-
-def _logits_from_trunk(model: nn.Module, trunk: TrunkCache, batch_size: int = 64) -> Floats:
-    device = next(model.parameters()).device
-    rows = []
-    for start in range(0, len(trunk.hidden), batch_size):
-        films = range(start, min(start + batch_size, len(trunk.hidden)))
-        batch = trunk.batch(films, [0] * len(films))
-        rows.append(model({name: one.to(device) if isinstance(one, Tensor) else one for name, one in batch.items()}))
-    return np.asarray(torch.cat(rows).double().cpu().numpy())
 
 
 def prompts_of(table: LabelTable, recipe: HeadRecipe) -> Prompts:

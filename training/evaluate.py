@@ -40,6 +40,7 @@ from training.baselines import TITLES, SplitRows, run_baseline
 from training.box_check import boxed_section, boxed_sides
 from training.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
 from training.chat_report import Questions, question_sections
+from training.classified import classify
 from training.finetune_anomaly import AnomalyRecipe, is_asked
 from training.finetune_chat import open_decoder
 from training.fusion_check import FusionCheck, fusion_sections
@@ -55,7 +56,6 @@ from training.scoring import (
     Running,
     Scored,
     Scores,
-    classify,
     embed_rows,
     labels_to_ask,
     questions_of,

@@ -147,18 +147,18 @@ def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> Trained:
     torch.manual_seed(recipe.seed)
     model = AdaptedClassifier(backbone, recipe, table)
     try:
-        zero_shot = {split: trainee.logits(model, films[split]) for split in scored}
+        zero_shot = {split: trainee.logits(model, split) for split in scored}
         if model.head.levels is not None:
             _start_levels(model, trainee, table, recipe)
         if recipe.data.shots:
             seen = trainee.embeddings(model, films["train"])
             blend_prototypes(model.head.text, seen, films["train"].truth)
-        blended = {split: trainee.logits(model, films[split]) for split in scored} if recipe.data.shots else {}
+        blended = {split: trainee.logits(model, split) for split in scored} if recipe.data.shots else {}
         groups = model.groups(recipe.training)
         loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
         report = loop.run(resume=job.resume)
         job.settle(model.learnt())
-        logits = {split: trainee.logits(model, films[split]) for split in scored}
+        logits = {split: trainee.logits(model, split) for split in scored}
         return Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot, blended)
     finally:
         remove_lora(backbone.image_tower)  # the backbone is given back as it was

@@ -19,14 +19,14 @@ import torch
 
 from adapters.card import CARD, AdapterCard, Calibration, Metric
 from adapters.files import Adapter, read_adapter
-from adapters.lora import load_weights, remove_lora
-from adapters.tasks.classification import Classifier, calibrate
+from adapters.tasks.classification import calibrate
 from foundation.backbone import Backbone
 from foundation.checkpoint import open_checkpoint
+from training.classified import classified
 from training.conformal import COVERAGE, fit_conformal, least_patients
 from training.manifest import Row, load_manifest
 from training.metrics import Floats
-from training.scoring import Running, read_rows, run_films
+from training.scoring import Running, read_rows
 from training.trust_metrics import BY_PATIENT, MEAN, OF_SETS, Judged, is_of_sets, trust_metrics
 
 MANIFEST = "../shared/data/chest/manifest.jsonl"
@@ -68,13 +68,8 @@ def with_conformal(backbone: Backbone, adapter: Adapter, rows: Sequence[Row], co
 @torch.inference_mode()
 def judged(backbone: Backbone, adapter: Adapter, rows: Sequence[Row], split: str) -> Judged:
     """The adapter's probabilities for the rows, before and after its calibration."""
-    classifier, card = Classifier.open(adapter.card, adapter.head), adapter.card
-    load_weights(backbone.image_tower, adapter.lora)
-    try:
-        films = read_rows(rows, backbone.contract)
-        results = [result for features in run_films(backbone, films, Running()) for result in classifier(features)]
-    finally:
-        remove_lora(backbone.image_tower)
+    card = adapter.card
+    results = list(classified(backbone, adapter, read_rows(rows, backbone.contract), Running()))
     logits = np.stack([result.logits for result in results])
     before: Floats = calibrate(logits, Calibration(), card.is_multi_label)
     probabilities = np.stack([result.probabilities for result in results])

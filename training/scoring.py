@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapters.files import Adapter
-from adapters.lora import load_weights, remove_lora
-from adapters.tasks.classification import Classifier
 from foundation.preprocess import InputContract, normalise, render
 from foundation.prompts import PromptPair, is_known, is_normal, prompt_pair
 from training.manifest import Row
@@ -100,20 +97,26 @@ def read_rows(rows: Iterable[Row], contract: InputContract) -> Iterator[Film]:
 @torch.inference_mode()
 def run_films(backbone: Backbone, films: Iterable[Film], running: Running) -> Iterator[Any]:
     """ImageFeatures of one batch after another, in the order of the films."""
+    for pixels in batches(backbone, films, running):
+        with running.autocast():
+            yield backbone.encode_image(pixels)
+
+
+def batches(backbone: Backbone, films: Iterable[Film], running: Running) -> Iterator[Tensor]:
+    """Normalised films (B, 3, S, S) on the device, batch after batch."""
     batch: list[Film] = []
     for film in films:
         batch.append(film)
         if len(batch) == running.batch_size:
-            yield _forward(backbone, batch, running)
+            yield _normalised(backbone, batch, running)
             batch = []
     if batch:
-        yield _forward(backbone, batch, running)
+        yield _normalised(backbone, batch, running)
 
 
-def _forward(backbone: Backbone, batch: Sequence[Film], running: Running) -> Any:
+def _normalised(backbone: Backbone, batch: Sequence[Film], running: Running) -> Tensor:
     pixels = np.stack([normalise(film, backbone.contract) for film in batch])
-    with running.autocast():
-        return backbone.encode_image(torch.from_numpy(pixels).to(running.device))
+    return torch.from_numpy(pixels).to(running.device)
 
 
 def embed_rows(backbone: Backbone, rows: Sequence[Row], running: Running) -> Tensor:
@@ -151,27 +154,6 @@ def zero_shot(backbone: Backbone, embeddings: Tensor, labels: Sequence[str]) -> 
     scores = {label: logits[:, k].double().numpy() for k, label in enumerate(asked)}
     scores |= {label: F.logsigmoid(-logits).sum(dim=1).double().numpy() for label in labels if is_normal(label)}
     return Scored("zero-shot", scores)
-
-
-# --- adapters --------------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def classify(backbone: Backbone, adapter: Adapter, films: Iterable[Film], running: Running) -> Scored:
-    """The adapter's calibrated probabilities; `normal` as the task derives it. The backbone is left as it was."""
-    classifier = Classifier.open(adapter.card, adapter.head)
-    classifier.head.to(running.device)
-    load_weights(backbone.image_tower, adapter.lora)
-    try:
-        results = [result for features in run_films(backbone, films, running) for result in classifier(features)]
-    finally:
-        remove_lora(backbone.image_tower)
-    table = np.stack([result.probabilities for result in results])
-    scores = {label: table[:, k] for k, label in enumerate(adapter.card.labels)}
-    if adapter.card.is_multi_label:
-        scores.setdefault("normal", np.array([result.normal_probability for result in results], dtype=np.float64))
-    thresholds = dict(zip(adapter.card.labels, results[0].thresholds.tolist(), strict=True)) if results else {}
-    return Scored(adapter.card.name, scores, is_probability=True, thresholds=thresholds)
 
 
 # --- truth -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
 from adapters.tasks.chat import StatedBy
 from adapters.tasks.classification import Classifier
+from foundation.enlarge import enlarge
 from foundation.errors import AdapterNotFound
 from foundation.lexicon import FINDINGS
 from foundation.places import UNKNOWN, place_of
@@ -83,8 +84,10 @@ class FilmReader:
         if self._classifier is None:
             states = [self._zero_shot(row) for row in base.embedding.float()]
         else:
+            with self._bank.rows([0] * len(pixels)):
+                enlarged = [self.backbone.encode_image(enlarge(pixels, size)) for size in self._classifier.head.sizes]
             with self._bank.rows([self._slot] * len(pixels)):
-                states = self._adapted(self.backbone.encode_image(pixels))
+                states = self._adapted(self.backbone.encode_image(pixels), enlarged)
         patches, tokens = self.backbone.patch_embeddings(base).float(), base.tokens.float().cpu()
         return [
             SeenFilm(row, self._placed(told, patch, base.grid))
@@ -100,10 +103,10 @@ class FilmReader:
             told.append(replace(state, side=place.side, zone=place.zone))
         return tuple(sorted(told, key=lambda state: (not state.is_present, -state.probability)))
 
-    def _adapted(self, features: ImageFeatures) -> list[tuple[FindingState, ...]]:
+    def _adapted(self, features: ImageFeatures, enlarged: Sequence[ImageFeatures]) -> list[tuple[FindingState, ...]]:
         assert self._classifier is not None
         made = []
-        for found in self._classifier(features):
+        for found in self._classifier(features, enlarged):
             rows = zip(found.labels, found.probabilities.tolist(), found.thresholds.tolist(), strict=True)
             made.append(tuple(FindingState(label, chance, chance >= threshold) for label, chance, threshold in rows))
         return made

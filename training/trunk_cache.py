@@ -1,6 +1,7 @@
 """What frozen things make of the training films, computed once and memory-mapped from a cache folder.
 
     film_cache(paths)   (N, S, S, C) uint8      each film as the one preprocess renders it, C = 1 where all are grey
+    size_cache(films)   (N, F) float32          the pooled levels of each film enlarged to further sizes
     TrunkCache          (N, V, T, D) float16    V views of each film after the blocks below the first adapted one
                         (N, V, F) float32       where asked for, the levels on the way there, pooled (`levels.py`)
 
@@ -24,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from adapters.tasks.levels import pool_levels
+from foundation.enlarge import enlarge
 from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
@@ -110,8 +112,17 @@ class TrunkCache:
         batch_size: int = 32,
     ) -> TrunkCache:
         """Run every view of every film through the frozen blocks, or find the result of an earlier run."""
-        source = Path(str(getattr(films, "filename", "") or "")).name or _digest(films.tobytes())
-        made_of = (fingerprint, source, asdict(contract), first_block, views, asdict(strength), seed, precision, list(pools))
+        made_of = (
+            fingerprint,
+            _source(films),
+            asdict(contract),
+            first_block,
+            views,
+            asdict(strength),
+            seed,
+            precision,
+            list(pools),
+        )
         target = folder / f"trunk-{_digest('trunk', *made_of)}.npy"
         pooled = target.with_name(target.name.replace("trunk-", "levels-"))
         device = next(tower.parameters()).device
@@ -151,6 +162,44 @@ class TrunkCache:
                     np.save(pooled, below)
                 partial.rename(target)
         return cls(np.load(target, mmap_mode="r"), probe.grid, first_block, np.load(pooled) if pools else None)
+
+
+@torch.inference_mode()
+def size_cache(
+    tower: ImageTower,
+    fingerprint: str,
+    films: npt.NDArray[np.uint8],
+    contract: InputContract,
+    folder: Path,
+    *,
+    sizes: Sequence[int],
+    pools: Sequence[str],
+    precision: str = "fp32",
+    is_quiet: bool = False,
+    batch_size: int = 32,
+) -> npt.NDArray[np.float32]:
+    """The levels of the films at each size, pooled, size by size: (N, F), or the result of an earlier run."""
+    made_of = (fingerprint, _source(films), asdict(contract), list(sizes), list(pools), precision)
+    target = folder / f"sizes-{_digest('sizes', *made_of)}.npy"
+    device = next(tower.parameters()).device
+    with main_first():
+        if not target.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = []
+            for start in _track(range(0, len(films), batch_size), "films at further sizes", is_quiet):
+                pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    seen = [tower(enlarge(pixels, size)).levels for size in sizes]
+                rows.append(pool_levels([level for levels in seen for level in levels], pools).cpu().numpy())
+            partial = target.with_suffix(".partial.npy")
+            np.save(partial, np.concatenate(rows))
+            partial.rename(target)
+    return np.load(target)  # type: ignore[no-any-return]
+
+
+def _source(films: npt.NDArray[np.uint8]) -> str:
+    """The cache file the films are mapped from, else a digest of them."""
+    return Path(str(getattr(films, "filename", "") or "")).name or _digest(films.tobytes())
 
 
 class _ColourError(Exception):

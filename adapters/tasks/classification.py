@@ -29,7 +29,7 @@ from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "classification"
-OPTIONAL: Mapping[str, Any] = {"level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0}
+OPTIONAL: Mapping[str, Any] = {"level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0, "sizes": ()}
 NORMAL = "normal"
 
 
@@ -62,7 +62,9 @@ class ClassificationHead(nn.Module):
     """Image features to K raw logits; `evidence` says where in the film they come from.
 
     level_widths: the channels of each level that is read besides; empty reads none. study_hidden: the width of the attention
-    over the films of a study; 0 weighs them equally.
+    over the films of a study; 0 weighs them equally. sizes: at which the levels are read once more each, of the same films
+    enlarged (`foundation/enlarge.py`) and seen by the base, without the adapter. A tower knows its own training films too well
+    at the size it learnt them at; at another size its features tell what it would make of new ones.
     """
 
     levels: LevelReader | None
@@ -76,28 +78,49 @@ class ClassificationHead(nn.Module):
         level_widths: Sequence[int] = (),
         pools: Sequence[str] = (),
         study_hidden: int = 0,
+        sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if sizes and not level_widths:
+            raise AdapterRefused("A head that reads films at further sizes must read levels.")
+        self.sizes = tuple(int(size) for size in sizes)
         self.text = nn.Linear(embed_dim, labels)
         self.query = nn.Parameter(torch.zeros(labels, width))
         self.value = nn.Parameter(torch.zeros(labels, width))
         nn.init.zeros_(self.text.weight)
         nn.init.zeros_(self.text.bias)
-        self.levels = LevelReader(level_widths, pools, labels) if level_widths else None
+        self.levels = LevelReader(tuple(level_widths) * (1 + len(self.sizes)), pools, labels) if level_widths else None
         self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
-    def forward(self, features: HasFeatures, pooled: Tensor | None = None) -> Tensor:
-        """pooled: the features' pooled levels (B, F), where the caller has them already."""
+    def forward(self, features: HasFeatures, pooled: Tensor | None = None, enlarged: Sequence[HasFeatures] = ()) -> Tensor:
+        """enlarged: the base's features of the same films at each of `sizes`.
+
+        pooled: all pooled levels (B, F), the film's own before those of the sizes, where the caller has them already.
+        """
         attention, values = self._look(features.tokens)
         logits: Tensor = self.text(features.embedding.float()) + (attention * values).sum(dim=1)
         if self.levels is None:
             return logits
-        read: Tensor = self.levels(pool_levels(features.levels, self.levels.pools) if pooled is None else pooled)
+        read: Tensor = self.levels(self.pool(features, enlarged) if pooled is None else pooled)
         return logits + read
 
-    def of_studies(self, features: HasFeatures, study: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def pool(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> Tensor:
+        """(B, F): the levels of the film and of each size, pooled, as `levels` reads them."""
+        assert self.levels is not None
+        if len(enlarged) != len(self.sizes):
+            raise InvalidRequest(f"This head reads each film at {len(self.sizes)} further sizes; {len(enlarged)} were given.")
+        every = (features, *enlarged)
+        return pool_levels([level for one in every for level in one.levels], self.levels.pools)
+
+    def of_studies(
+        self,
+        features: HasFeatures,
+        study: Tensor,
+        pooled: Tensor | None = None,
+        enlarged: Sequence[HasFeatures] = (),
+    ) -> Tensor:
         """(number of studies, K): films (B, ...) and which study each is of, (B,), from 0 on; each study has a film."""
-        logits = self(features, pooled)
+        logits = self(features, pooled, enlarged)
         if self.study is None:
             weights = 1.0 / torch.bincount(study)[study].to(logits.dtype)
         else:
@@ -109,7 +132,10 @@ class ClassificationHead(nn.Module):
         """What a card keeps of the head; `open` builds it from that again."""
         sizes: dict[str, Any] = {"embed_dim": self.text.in_features, "width": self.query.shape[1]}
         if self.levels is not None:
-            sizes |= {"level_widths": list(self.levels.widths), "pools": list(self.levels.pools)}
+            widths = self.levels.widths[: len(self.levels.widths) // (1 + len(self.sizes))]
+            sizes |= {"level_widths": list(widths), "pools": list(self.levels.pools)}
+        if self.sizes:
+            sizes["sizes"] = list(self.sizes)
         if self.study is not None:
             sizes["study_hidden"] = self.study.hidden
         return sizes
@@ -199,20 +225,21 @@ class Classifier:
         _exclusive(card)
         widths, pools = tuple(options.get("level_widths", ())), tuple(options.get("pools", ()))
         sizes = (int(options["embed_dim"]), int(options["width"]))
-        head = ClassificationHead(len(card.labels), *sizes, widths, pools, int(options.get("study_hidden", 0)))
+        hidden, further = int(options.get("study_hidden", 0)), tuple(options.get("sizes", ()))
+        head = ClassificationHead(len(card.labels), *sizes, widths, pools, hidden, further)
         return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()
-    def __call__(self, features: HasFeatures) -> list[ClassificationResult]:
-        """One result per row of the batch."""
-        logits = self.head(features).double().cpu().numpy()
+    def __call__(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> list[ClassificationResult]:
+        """One result per row of the batch; enlarged: the base's features at each of the head's `sizes`."""
+        logits = self.head(features, enlarged=enlarged).double().cpu().numpy()
         return [self.result(row) for row in logits]
 
     @torch.no_grad()
-    def of_study(self, features: HasFeatures) -> ClassificationResult:
+    def of_study(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> ClassificationResult:
         """One result for all the films of the batch together: the views of a patient, or the slices of a volume."""
         study = torch.zeros(len(features.embedding), dtype=torch.long, device=features.embedding.device)
-        return self.result(self.head.of_studies(features, study).double().cpu().numpy()[0])
+        return self.result(self.head.of_studies(features, study, enlarged=enlarged).double().cpu().numpy()[0])
 
     def result(self, logits: npt.NDArray[np.float64]) -> ClassificationResult:
         card = self.card

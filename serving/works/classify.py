@@ -27,15 +27,20 @@ class Classify:
 
     @property
     def views(self) -> tuple[View, ...]:
+        return (*self._as_it_is, *self.tools.enlarged(self.film.pixels, self.classifier.head.sizes))
+
+    @property
+    def _as_it_is(self) -> tuple[View, ...]:
         return self.tools.views(self.film, self.resident)
 
     def finish(self, seen: Seen) -> Value:
-        verdict = self.tools.verdict(seen.features[-1], self.film)
+        plain = len(self._as_it_is)
+        verdict = self.tools.verdict(seen.features[plain - 1], self.film)
         card = self.classifier.card
         value: Value = {"labels": list(card.labels), "calibration": calibration_id(card), **assessment(verdict)}
         if not verdict.assessed:
             return {**value, "probabilities": [], "logits": [], "thresholds": [], "normal": None, "conformal": None}
-        result = self.classifier(seen.features[0])[0]
+        result = self.classifier(seen.features[0], seen.features[plain:])[0]
         return {
             **value,
             "probabilities": result.probabilities.tolist(),

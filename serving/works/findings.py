@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +29,12 @@ class FindingsReader(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
-    def read(self, features: ImageFeatures, prompts: PromptSet, texts: Tensor) -> tuple[Finding, ...]: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...  # at which the base looks at the film besides
+
+    def read(
+        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+    ) -> tuple[Finding, ...]: ...
 
 
 def findings_reader(tools: Tools, pinned: set[str]) -> FindingsReader:
@@ -51,8 +57,14 @@ class AdapterFindings:
     def labels(self) -> tuple[str, ...]:
         return self.classifier.card.labels
 
-    def read(self, features: ImageFeatures, prompts: PromptSet, texts: Tensor) -> tuple[Finding, ...]:
-        found = self.classifier(features)[0]
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.classifier.head.sizes
+
+    def read(
+        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+    ) -> tuple[Finding, ...]:
+        found = self.classifier(features, enlarged)[0]
         rows = zip(found.labels, found.probabilities.tolist(), found.thresholds.tolist(), strict=True)
         return tuple(Finding(label, probability, threshold) for label, probability, threshold in rows)
 
@@ -64,8 +76,11 @@ class TextFindings:
     backbone: Backbone
     resident: None = None
     labels: tuple[str, ...] = SCORED_FINDINGS
+    sizes: tuple[int, ...] = ()
 
-    def read(self, features: ImageFeatures, prompts: PromptSet, texts: Tensor) -> tuple[Finding, ...]:
+    def read(
+        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+    ) -> tuple[Finding, ...]:
         embedding = features.embedding[0].float()
         scores, _ = score(embedding, prompts, texts, self.backbone.logit_scale, 0.0, "pairwise")
         return tuple(Finding(label, value, 0.5) for label, value in zip(self.labels, scores, strict=True))

@@ -6,7 +6,7 @@ A View is a film through one adapter (or none); the engine runs equal views once
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,10 +30,11 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A film, pixels (S, S, 3), as seen through an adapter; None is the base itself."""
+    """A film, pixels (S, S, 3), as seen through an adapter; None is the base itself. size: enlarged to it; 0 is as it is."""
 
     pixels: npt.NDArray[np.uint8]
     resident: Resident | None = None
+    size: int = 0
 
     @property
     def slot(self) -> int:
@@ -89,6 +90,10 @@ class Tools:
         """The film through an adapter and, for the gate, which knows films as the base sees them, as it is."""
         through = View(film.pixels, resident)
         return (through, View(film.pixels)) if self.gate else (through,)
+
+    def enlarged(self, pixels: npt.NDArray[np.uint8], sizes: Sequence[int]) -> tuple[View, ...]:
+        """The film as the base sees it at further sizes."""
+        return tuple(View(pixels, size=size) for size in sizes)
 
     def pixels(self, film: Film) -> Tensor:
         """(1, 3, S, S), normalised: what the trunk was given, for heads that read the film itself."""

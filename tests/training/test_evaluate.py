@@ -28,12 +28,13 @@ from training import baselines
 from training.agreement import sides_in, yes_or_no, zones_in
 from training.box_check import boxed_section, boxed_sides
 from training.chat_check import Answer, choose_films, other_films, phantom_questions
+from training.classified import classify
 from training.evaluate import Options, evaluate
 from training.manifest import Row, load_manifest
 from training.metrics import auroc
 from training.phantom_check import score_phantoms
 from training.retrieval import chance_of_film
-from training.scoring import Running, classify, embed_rows, questions_of, read_rows, run_films, zero_shot
+from training.scoring import Running, embed_rows, questions_of, read_rows, run_films, zero_shot
 
 OPTIONS = Options(phantoms=0, resamples=20, chat_films=6, chat_phantoms=3, min_count=4, batch_size=7)
 GRID = 8

@@ -21,6 +21,7 @@ from foundation.errors import InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
 from training.classification import AdaptedClassifier, mean_auroc, patient_chances
+from training.classified import classified
 from training.finetune import FinetuneResult, finetune
 from training.finetune_recipe import (
     DataRecipe,
@@ -32,7 +33,9 @@ from training.finetune_recipe import (
     ViewRecipe,
 )
 from training.label_table import LabelTable
+from training.manifest import load_manifest
 from training.recipe import fill, read_recipe
+from training.scoring import Running, read_rows
 from training.trunk_cache import TrunkCache, film_cache, to_pixels
 
 COUNTS = {"train": 96, "val": 32, "test": 32}
@@ -81,6 +84,32 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     out = tmp_path_factory.mktemp("run")
     return finetune("classification", manifest, out, SMALL, FakeBackbone(), is_quiet=True, cpu=True)
+
+
+def test_it_learns_at_further_sizes_and_is_scored_as_it_answers(manifest: Path, tmp_path: Path) -> None:
+    recipe = replace(
+        SMALL,
+        lora=LoraRecipe(rank=2, alpha=4.0, first_block=3),
+        head=HeadRecipe(sizes=(96, 32)),
+        views=ViewRecipe(cached=1),
+        training=TrainingRecipe(epochs=2, batch_size=16, lora_rate=1e-3, head_rate=1e-3),
+    )
+    backbone = FakeBackbone("resnet")
+    done = finetune("classification", manifest, tmp_path, recipe, backbone, is_quiet=True, cpu=True)
+    assert done.scores["test"] > 0.8
+    adapter = read_adapter(done.adapter, backbone)
+    assert adapter.card.head["sizes"] == [96, 32]
+    rows = load_manifest(manifest).of("test")
+    results = list(classified(backbone, adapter, read_rows(rows, backbone.contract), Running()))
+    truth = np.array([[label in row.labels for label in adapter.card.labels] for row in rows], np.float32)
+    again = mean_auroc(np.stack([result.logits for result in results]), truth)
+    assert again == pytest.approx(done.scores["test"], abs=2e-3)
+    for kind, sizes in (("vit", (64,)), ("resnet", (50,))):
+        wrong = replace(recipe, name="odd", lora=LoraRecipe(first_block=1), head=HeadRecipe(sizes=sizes))
+        with pytest.raises(InvalidRequest, match=r"one size only|multiples of 32"):
+            finetune("classification", manifest, tmp_path / kind, wrong, FakeBackbone(kind), is_quiet=True, cpu=True)
+    with pytest.raises(InvalidRequest, match=r"head\.sizes"):
+        replace(recipe, views=ViewRecipe(cached=2))
 
 
 def test_it_learns_and_beats_zero_shot(made: FinetuneResult) -> None:
