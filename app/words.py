@@ -46,9 +46,7 @@ STOPPED = "Stopped."
 # Evidence
 EVIDENCE = "What the answer rests on"
 EVIDENCE_EMPTY = "After an answer: the findings with their probabilities, and how much the picture mattered."
-CALIBRATED = (
-    "Calibrated probabilities. A finding is reported from its tick on; where that stands low, it may yet be unlikely."
-)
+CALIBRATED = "Calibrated probabilities. A finding is reported from its tick on; where that stands low, it may yet be unlikely."
 NOT_CALIBRATED = "Zero-shot scores, not calibrated. The tick marks one half, from which a finding is reported here."
 NOT_ASSESSED = "Not assessed: this looks like {kind}."
 NOT_ASSESSED_PLAIN = "Not assessed: this is not a film of a kind the model knows."

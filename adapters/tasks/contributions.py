@@ -27,9 +27,7 @@ def contributions(predictor: FusionPredictor, inputs: FusionInputs) -> dict[str,
     Raises InvalidRequest where captum is not installed, ArithmeticError where they do not add up.
     """
     places = [
-        place
-        for place, field in enumerate(predictor.fields)
-        if field.kind == NUMBER and int(inputs.states[0, place]) == VALUE
+        place for place, field in enumerate(predictor.fields) if field.kind == NUMBER and int(inputs.states[0, place]) == VALUE
     ]
     if not places:
         return {}
