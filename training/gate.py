@@ -47,7 +47,7 @@ class GateRecipe:
     held_out: int = 400
     hidden: int = 64
     epochs: int = 25
-    directions: int = 190
+    directions: int = 192
     let_through: float = 0.997
     seed: int = 0
 
