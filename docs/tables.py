@@ -191,7 +191,8 @@ def pointing() -> str:
         for one in section["measures"]:
             if one["name"] == "hit":
                 rows.append([section["title"], one["by"], f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"])
-    return f"{table(['', 'pointed at by', 'share of hits'], rows)}\n\n`{told.content['about']['command']}`; 95 % intervals over films."
+    command = told.content["about"]["command"]
+    return f"{table(['', 'pointed at by', 'share of hits'], rows)}\n\n`{command}`; 95 % intervals over films."
 
 
 def conformal() -> str:
