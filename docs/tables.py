@@ -188,9 +188,35 @@ def chat() -> str:
     return f"{table(['what', 'film shown', 'of', ''], rows)}\n\n{told.footing()}"
 
 
+def pointing() -> str:
+    """How often a map's peak lies on the finding, beside those who look at nothing and both sanity checks."""
+    told = Result.read("explanations")
+    rows = []
+    for section in told.content["sections"]:
+        for one in section["measures"]:
+            if one["name"] == "hit":
+                rows.append([section["title"], one["by"], f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"])
+    command = told.content["about"]["command"]
+    return f"{table(['', 'pointed at by', 'share of hits'], rows)}\n\n`{command}`; 95 % intervals over films."
+
+
+def conformal() -> str:
+    """What the conformal sets of the findings cover on `test`, label by label, from the adapter's own card."""
+    card = json.loads((ROOT / "adapters" / "library" / "cxr-findings" / "card.json").read_text(encoding="utf-8"))
+    names = ["coverage where present", "coverage where absent", "coverage where absent, by patient", "undecided"]
+    of = {(one["label"], one["name"]): one for one in card["metrics"] if one["split"] == "test"}
+    rows = []
+    for label, threshold in zip(card["labels"], card["conformal"]["thresholds"], strict=True):
+        mark = "" if threshold > 0 else " (too few on val: never ruled out)"
+        cells = [_interval(of[label, name]) if (label, name) in of else "-" for name in names]
+        rows.append([label + mark, str(of[label, names[0]]["positives"]), *cells])
+    means = [_interval(of["", f"{name} mean"]) if ("", f"{name} mean") in of else "-" for name in names]
+    return table(["label", "films with it", *names], [*rows, ["mean of those that can be ruled out", "", *means]])
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "summary": summary, "findings": findings, "views": views, "other": other, "phantoms": phantoms, "gate": gate, "chat": chat,
-    "library": library,
+    "library": library, "pointing": pointing, "conformal": conformal,
 }  # fmt: skip
 
 

@@ -165,6 +165,7 @@ class Client:
         *,
         text: str | None = None,
         tabular: Mapping[str, Cell] | None = None,
+        contributions: bool = False,
         include_film: bool = False,
     ) -> FuseAnswer:
         """One patient's outcome from any of films, a note and fields of a table."""
@@ -173,6 +174,7 @@ class Client:
             "model": model,
             "text": text,
             "tabular": dict(tabular or {}),
+            "contributions": contributions,
             "include_film": include_film,
         }
         return self._post("/v1/fuse", body, FuseAnswer)

@@ -75,6 +75,7 @@ def fused(request: Request) -> dict[str, Any]:
         "conformal": [],
         "unusual": [],
         "removed": 0,
+        "contributions": {name: draw(name) for name in table} if request.options.get("contributions") else None,
     }
 
 

@@ -84,7 +84,7 @@ def coverage_of(words: Words, truth: npt.NDArray[np.float32], k: int, held: bool
     chosen = (truth[:, k] > 0.5) == held
     right[~chosen] = np.nan
     shares = np.zeros(len(right))
-    shares[chosen] = _shares([patients[i] for i in np.flatnonzero(chosen)]) if patients else 1.0
+    shares[chosen] = _shares([patients[i] for i in np.flatnonzero(chosen).tolist()]) if patients else 1.0
     return lambda weights: weighted_mean(right, weights * shares)
 
 

@@ -113,7 +113,7 @@ def point(backbone: Backbone, films: Sequence[Pointed], seed: int = 0) -> Hits:
 
 def _baselines(hits: Hits, name: str, region: Region, others: Sequence[Region]) -> None:
     blind = blind_hits(region)
-    usual = np.mean(others, axis=0, dtype=np.float32) if others else None
+    usual = np.stack(others).mean(axis=0).astype(np.float32) if others else None
     blind[USUAL_PLACE] = hit(usual, region) if usual is not None else blind[RANDOM_PLACE]
     for by, value in blind.items():
         hits.add(by, value)

@@ -26,7 +26,7 @@ from training.metrics import PatientBootstrap, weighted_mean
 from training.outside import Films, outside_films
 from training.phantom_check import FIRST_SEED
 from training.report import Measure, Report, Section, Table, write_report
-from training.unseen import unseen_kinds
+from training.unseen import beside, twos, unseen_kinds
 
 CHECK_SEED = 77
 PHANTOMS = 100
@@ -74,6 +74,8 @@ def gate_section(
 
 def _known(size: int, rows: Sequence[Row], films: Films) -> Iterator[tuple[str, Films]]:
     yield from outside_films(films, CHECK_SEED, EACH).items()
+    if len(films) > 1:
+        yield "two films side by side, edge to edge", np.stack([beside(a, b) for a, b in twos(films)])
     others = [row.image for row in rows if modality_of(row) in OTHER_MODALITIES]
     if others:
         yield "CT and MR slices (manifest)", grey_films(others, size)

@@ -1,6 +1,6 @@
 """Pictures that are no frontal chest film, made in code: what a person may hand over by mistake.
 
-    made from films     turned to a side or upside down, inverted
+    made from films     turned to a side or upside down, inverted, two side by side
     drawn               pages, drawings, body slices as CT and MR show them, bones as films of limbs show them
     drawn at random     noise, empty pictures, scenes with the statistics of photographs (dead leaves, Lee 2001; 1/f fields)
     cut out             of the two photographs that scikit-learn carries
@@ -29,10 +29,11 @@ PAGE = "a page of text"
 SCENE = "a drawing or a photograph"
 NOISE = "noise"
 EMPTY = "an empty picture"
+PAIR = "two films side by side"
 
 
 def outside_films(inside: Films, seed: int = 0, each: int = 60) -> dict[str, Films]:
-    """word -> about `each` films (J, S, S) of that kind; scenes, the widest kind, thrice as many."""
+    """word -> about `each` films (J, S, S) of that kind; scenes, the widest kind, thrice as many, and pairs twice."""
     random = np.random.default_rng(seed)
     size = inside.shape[-1]
     chosen = inside[random.choice(len(inside), min(each, len(inside)), replace=False)]
@@ -45,6 +46,7 @@ def outside_films(inside: Films, seed: int = 0, each: int = 60) -> dict[str, Fil
         SCENE: np.concatenate([_made(make, each // 2, size, random) for make in _SCENES]),
         NOISE: _made(_noise, each, size, random),
         EMPTY: _made(_empty, each // 2 + 1, size, random),
+        PAIR: np.stack([_pair(inside, random) for _ in range(2 * each)]),
     }
 
 
@@ -57,6 +59,30 @@ def _turned(film: Films, index: int, random: Random) -> Films:
     if index % 5:
         return np.rot90(film, index % 3 + 1)
     return np.asarray(Image.fromarray(film).rotate(float(random.uniform(40, 320)), resample=Image.Resampling.BILINEAR))
+
+
+def _pair(films: Films, random: Random) -> Films:
+    """Two films, now and then the same one or a cutting of it, beside each other on one ground.
+
+    More often than not squeezed to the full height, as a square picture of both is; else nearer to their own shape.
+    """
+    size = films.shape[-1]
+    ground = np.full((size, size), random.choice([0, 0, 0, 255, int(random.integers(256))]), np.uint8)
+    places = random.integers(len(films), size=2)
+    pair = [films[places[0]], films[places[0 if random.random() < 0.15 else 1]]]
+    if random.random() < 0.25:
+        start = int(size * random.uniform(0, 0.35))
+        pair[int(random.integers(2))] = pair[1][:, start : start + int(size * random.uniform(0.5, 0.65))]
+    if random.random() < 0.3:
+        pair = [_exposed(film, random) for film in pair]
+    edge, gap = int(size * random.choice([0, random.uniform(0, 0.06)])), int(size * random.choice([0, random.uniform(0, 0.08)]))
+    first = int((size - 2 * edge - gap) * random.choice([0.5, random.uniform(0.4, 0.6)]))
+    widths = (first, size - 2 * edge - gap - first)
+    height = size - 2 * edge if random.random() < 0.6 else int((size - 2 * edge) * random.uniform(0.5, 0.95))
+    top = edge + (size - 2 * edge - height) // 2
+    for film, left, width in zip(pair, (edge, edge + first + gap), widths, strict=True):
+        ground[top : top + height, left : left + width] = np.asarray(Image.fromarray(film).resize((width, height)))
+    return ground
 
 
 def _exposed(film: Films, random: Random) -> Films:

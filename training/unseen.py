@@ -4,7 +4,7 @@ photographs              scikit-image's own, whole and in pieces
 CT and MR, DICOM files   pydicom's own test files, without what their headers say
 MR volumes               nibabel's own test file, cut along each axis
 patterns                 checkerboards and waves
-films, wrongly           torn into squares, two beside each other, lying at an angle
+films, wrongly           torn into squares, one above another, three in a row, four on a sheet, lying at an angle
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def unseen_kinds(size: int, films: Films, seed: int) -> Iterator[tuple[str, Film
     yield "CT and MR files (pydicom)", dicom_slices(size)
     yield "MR volumes (nibabel)", volume_slices(size)
     yield "patterns", _patterns(size, random)
-    if len(films) > 1:
+    if len(films) > 2:
         yield "films torn into squares", np.stack([_torn(film, random) for film in films[:60]])
-        yield "two films side by side", np.stack([_beside(a, b) for a, b in zip(films[:60:2], films[1:60:2], strict=False)])
+        yield "two films, one above the other", np.stack([beside(a.T, b.T).T for a, b in twos(films)])
+        yield "three films in a row", np.stack([_row(films[k : k + 3]) for k in range(0, min(60, len(films) - 2))])
+        yield "four films on a sheet", np.stack([beside(beside(a, b).T, beside(b, a).T).T for a, b in twos(films)])
         yield "films at 45 degrees", np.stack([_at_angle(film, index) for index, film in enumerate(films[:60])])
 
 
@@ -107,10 +109,21 @@ def _torn(film: Films, random: np.random.Generator) -> Films:
     return np.asarray(Image.fromarray(mixed).resize(film.shape[::-1]))
 
 
-def _beside(first: Films, second: Films) -> Films:
+def twos(films: Films) -> Iterator[tuple[Films, Films]]:
+    """Thirty pairs of films at most, none in two of them."""
+    return zip(films[:60:2], films[1:60:2], strict=False)
+
+
+def beside(first: Films, second: Films) -> Films:
+    """Both at half their width, edge to edge, in the shape of one."""
     size = len(first)
     halves = [np.asarray(Image.fromarray(film).resize((size // 2, size))) for film in (first, second)]
     return np.asarray(Image.fromarray(np.concatenate(halves, axis=1)).resize((size, size)))
+
+
+def _row(films: Films) -> Films:
+    size = films.shape[-1]
+    return np.asarray(Image.fromarray(np.concatenate([*films], axis=1)).resize((size, size)))
 
 
 def _at_angle(film: Films, index: int) -> Films:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from adapters.card import AdapterCard
 from adapters.tasks.account import Subset, shapley, subsets_of
+from adapters.tasks.contributions import contributions
 from adapters.tasks.fusion_head import JOINT, NOTE, PRODUCT, FusionHead, FusionInputs, HasLevels, HeadShape
 from adapters.tasks.heads import bind_head, head_options
 from adapters.tasks.tabular import Cell, TabularField, check_table
@@ -63,7 +64,8 @@ class FusionResult:
     conformal: which of (label, "no LABEL") are in the conformal set; empty where the card has none.
     unimodal: each present modality's own probability. subsets: every subset of those present, small ones first; empty
     where more than 4 are present. shapley: each present modality's share of `logit` minus the prior's logit.
-    unusual: fields whose value lies outside the range of the training rows.
+    unusual: fields whose value lies outside the range of the training rows. contributions: what each number of the table
+    moved the logit, see `contributions.py`; None where it was not asked for.
     """
 
     label: str
@@ -79,6 +81,7 @@ class FusionResult:
     shapley: Mapping[str, float]
     conformal: tuple[str, ...] = ()
     unusual: tuple[str, ...] = ()
+    contributions: Mapping[str, float] | None = None
 
     @property
     def is_positive(self) -> bool:
@@ -135,7 +138,12 @@ class FusionPredictor:
         check_table(self.fields, tabular)
 
     def __call__(
-        self, images: Sequence[HasLevels], text: Tensor | None = None, tabular: Mapping[str, Cell] | None = None
+        self,
+        images: Sequence[HasLevels],
+        text: Tensor | None = None,
+        tabular: Mapping[str, Cell] | None = None,
+        *,
+        with_contributions: bool = False,
     ) -> FusionResult:
         """images: features under this adapter; every row of every batch is a film of this one patient. Empty: no film.
 
@@ -148,7 +156,16 @@ class FusionPredictor:
         if text is not None and not self.reads_notes:
             raise InvalidRequest(f"The adapter {self.card.name!r} reads no notes; leave the text out.", param="text")
         unusual = tuple(field.name for field in self.fields if field.is_unusual(table.get(field.name)))
-        return self.judge(self.read(images, text, table), unusual)
+        inputs = self.read(images, text, table)
+        result = self.judge(inputs, unusual)
+        return replace(result, contributions=contributions(self, inputs)) if with_contributions else result
+
+    def logits(self, inputs: FusionInputs) -> Tensor:
+        """(B,) the answer's logit for patients of whom the same is present, with gradients."""
+        present = tuple(name for name, is_there in zip(self.modalities, inputs.present[0].tolist(), strict=True) if is_there)
+        rule = self.rules[present]
+        raw: Tensor = self.head(inputs).mean(dim=0)[:, self.head.methods.index(rule.method)]
+        return rule.slope * raw + rule.bias
 
     def judge(self, inputs: FusionInputs, unusual: tuple[str, ...] = ()) -> FusionResult:
         """The result for one patient's inputs, a batch of one."""

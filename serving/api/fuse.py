@@ -35,7 +35,8 @@ async def _answer(service: Service, body: FuseBody) -> FuseAnswer:
             [service.decode(film, f"images[{index}]", body) for index, film in enumerate(body.images)]
         )
         texts = (body.text,) if body.text and body.text.strip() else ()
-        plain = service.request("fuse", model, film=next(iter(films), None), texts=texts, options={"tabular": body.tabular})
+        options = {"tabular": body.tabular, "contributions": body.contributions}
+        plain = service.request("fuse", model, film=next(iter(films), None), texts=texts, options=options)
         asked = await service.ask(replace(plain, others=tuple(films[1:])))
     value = asked.value
     result = value.get("result")

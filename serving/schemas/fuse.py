@@ -15,11 +15,13 @@ Cell = float | int | str | bool | None
 class FuseBody(ImageBody):
     """All `images` are of the one patient. tabular: by field name; null or left out is missing, "-inf" and "inf" are
     below and above what the laboratory can measure. Sentences of `text` that state the outcome are removed first.
+    contributions: also say what each number of the table moved the logit (the operator must have installed captum).
     """
 
     model: str
     text: str | None = None
     tabular: dict[str, Cell] = Field(default_factory=dict)
+    contributions: bool = False
 
 
 class SubsetScore(Answer):
@@ -37,6 +39,8 @@ class FusedResult(Answer):
     shapley: each modality's share of the way from the prior's logit to this one's. subsets: every subset of what was
     given. conformal: which outcomes cannot be ruled out, where the card has a coverage. unusual: fields outside the range of
     the training rows. removed: how many sentences of the note were not read, because they state the outcome.
+    contributions: by integrated gradients, what each number moved the logit against the training rows' medians; null
+    where it was not asked for, or where they did not add up.
     """
 
     label: str
@@ -54,6 +58,7 @@ class FusedResult(Answer):
     conformal: list[str] = Field(default_factory=list)
     unusual: list[str] = Field(default_factory=list)
     removed: int = 0
+    contributions: dict[str, float] | None = None
 
 
 class FuseAnswer(Answer):

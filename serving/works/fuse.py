@@ -26,6 +26,7 @@ class Fuse:
     resident: Resident
     predictor: FusionPredictor
     tools: Tools
+    with_contributions: bool = False
 
     @classmethod
     def of(cls, request: Request, tools: Tools, pinned: set[str]) -> Fuse:
@@ -38,7 +39,8 @@ class Fuse:
             raise InvalidRequest(f"The adapter {request.adapter!r} reads no notes; leave the text out.", param="text")
         tabular = dict(request.options.get("tabular") or {})
         predictor.check(tabular)
-        return cls(request.films, remove_outcomes(note) if note else None, tabular, resident, predictor, tools)
+        cleaned, with_contributions = remove_outcomes(note) if note else None, bool(request.options.get("contributions"))
+        return cls(request.films, cleaned, tabular, resident, predictor, tools, with_contributions)
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -58,7 +60,11 @@ class Fuse:
         value: Value = {"films": [assessment(verdict) for verdict in verdicts], **assessment(refused)}
         if not refused.assessed:
             return {**value, "result": None}
-        result = self.predictor(through, seen.texts[0] if self.texts else None, self.tabular)
+        text = seen.texts[0] if self.texts else None
+        try:
+            result = self.predictor(through, text, self.tabular, with_contributions=self.with_contributions)
+        except ArithmeticError:  # they did not add up: the answer stands without them
+            result = self.predictor(through, text, self.tabular)
         return {**value, "result": {**_plain(asdict(result)), "removed": len(self.note.removed) if self.note else 0}}
 
 

@@ -132,6 +132,23 @@ def test_the_account_lists_every_subset_and_adds_up(predictor: FusionPredictor) 
     }
 
 
+@pytest.mark.parametrize("given", [("film", "note"), ()])
+def test_contributions_add_up_to_what_the_numbers_moved(predictor: FusionPredictor, given: tuple[str, ...]) -> None:
+    pytest.importorskip("captum")
+    images, text = ([film(1)], NOTE) if given else ([], None)
+    with torch.inference_mode():  # as the engine asks
+        result = predictor(images, text, TABLE, with_contributions=True)
+        inputs = predictor.read(images, text, TABLE)
+        at_medians = replace(inputs, numbers=torch.zeros_like(inputs.numbers))
+        moved = result.logit - predictor.judge(at_medians).logit
+    assert result.contributions is not None
+    assert list(result.contributions) == ["crp", "age"]  # not what is beyond detection, nor a word
+    assert sum(result.contributions.values()) == pytest.approx(moved, rel=0.05, abs=0.01)
+    assert any(abs(value) > 1e-3 for value in result.contributions.values())
+    assert predictor(images, text, TABLE).contributions is None
+    assert predictor([film(1)], None, {}, with_contributions=True).contributions == {}
+
+
 def test_shapley_of_a_known_game() -> None:
     """A and B each add 1, together 3 more; C adds nothing."""
     worth = {

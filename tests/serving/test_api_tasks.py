@@ -141,8 +141,11 @@ def test_fuse_takes_what_there_is(http: httpx.Client, gateway: FakeGateway) -> N
     assert len(result["subsets"]) == 7
     assert result["positive"] == (result["probability"] >= result["threshold"])
     assert len(answer["films"]) == len(gateway.requests[-1].films) == 2
-    assert gateway.requests[-1].options == {"tabular": {"crp": "inf", "sex": "F", "ldh": None}}
+    assert gateway.requests[-1].options == {"tabular": body["tabular"], "contributions": False}
     alone = http.post("/v1/fuse", json={"model": FUSER, "tabular": {"crp": 3}}).json()
+    assert alone["result"]["contributions"] is None
+    told = http.post("/v1/fuse", json={"model": FUSER, "tabular": {"crp": 3}, "contributions": True}).json()
+    assert set(told["result"]["contributions"]) == {"crp"}
     assert (alone["result"]["present"], alone["films"]) == (["laboratory"], [])
     refused = http.post("/v1/fuse", json={"model": FUSER})
     assert error_of(refused)["param"] == "images"
