@@ -132,7 +132,7 @@ def test_marks_and_outlines_are_shown_on_their_own_film_alone(served: Served) ->
 def test_masks_are_saved_as_files(served: Served) -> None:
     panel = regions_of(served)
     found = panel.find(FILM, SEGMENTER, LUNGS[:2], "", Marks())
-    assert panel.mask_file(FILM, found, "application/x-nifti")[344:348] is not None
+    assert panel.mask_file(FILM, found, "application/x-nifti")[344:347] == b"n+1"
     with pytest.raises(VesaliusError, match=r"DICOM|highdicom"):
         panel.mask_file(FILM, found, "application/dicom")
     assert file_name(OpenFilm.read(png_film(), '../a "b".png'), "left lung", ".png") == "a-b-left-lung.png"
