@@ -115,5 +115,6 @@ def build_anomaly(panel: AnomalyPanel, shelf: Shelf, film: FilmColumn, page: Any
         return found.figure, found.card, notice("")
 
     button.click(judge, [film.film, choice.dropdown], [figure, result, said], **WAITING)
+    choice.chosen.change(lambda: ("", ""), None, [figure, result], **QUIET)  # they were by another adapter
     for change in (*film.changes, film.chosen):
         change.then(lambda: ("", ""), None, [figure, result], **QUIET)  # they were about another picture

@@ -59,6 +59,7 @@ def build_course(panel: CoursePanel, shelf: Shelf, film: FilmColumn, page: Any) 
                 return
             _build_form(panel, model, film, result)
 
+    choice.chosen.change(lambda: "", None, result, **QUIET)  # it was by another adapter
     for change in (*film.changes, film.chosen):
         change.then(lambda: "", None, result, **QUIET)  # it was about another picture
 

@@ -183,10 +183,10 @@ def _wire_finding(panel: RegionsPanel, film: FilmColumn, parts: _Parts, find: An
         return found, figure, card, notice(""), *_offered_files(shown, found), ""
 
     def outline_marked(
-        shown: OpenFilm | None, adapter: str | None, classes: list[str], other: str, marks: Marks
+        shown: OpenFilm | None, adapter: str | None, classes: list[str], other: str, marks: Marks, found: Outlines | None
     ) -> tuple[Any, ...]:
-        """After a click; half a box is no mark yet."""
-        if marks.is_empty or marks.corner is not None:
+        """After a click. Half a box is no mark yet, and a click that marked nothing leaves its sentence standing."""
+        if marks.is_empty or marks.corner is not None or (found is not None and found.marks == marks):
             return tuple(gr.skip() for _ in answered)
         return outline(shown, adapter, classes, other, marks)
 
@@ -207,7 +207,7 @@ def _wire_finding(panel: RegionsPanel, film: FilmColumn, parts: _Parts, find: An
         concurrency_limit=1,  # one after the other, so that no mark is lost
         **QUIET,
     )
-    clicked.success(outline_marked, asked, answered, trigger_mode="always_last", **WAITING)
+    clicked.success(outline_marked, [*asked, parts.found], answered, trigger_mode="always_last", **WAITING)
 
 
 def _wire_fresh(panel: RegionsPanel, film: FilmColumn, parts: _Parts, clear: Any) -> None:
@@ -230,6 +230,7 @@ def _wire_fresh(panel: RegionsPanel, film: FilmColumn, parts: _Parts, clear: Any
     outputs = [parts.marks, parts.found, parts.figure, parts.result, parts.notice, *parts.files, parts.saved]
     held = [film.film, parts.marks, parts.found]
     clear.click(fresh, held, outputs, **QUIET)
+    parts.choice.chosen.change(fresh, held, outputs, **QUIET)  # outlines by another adapter
     for change in (*film.changes, film.chosen):
         change.then(follow, held, outputs, **QUIET)
 

@@ -202,11 +202,13 @@ def test_a_click_on_the_film_is_a_mark_and_the_outlines_follow_it(browser: Brows
     browser.run("offer", place=1)
     marked = output(browser.run("mark", None, None, None, "inside", event={"x": 0.25, "y": 0.75}))
     assert any('class="mark inside" style="left:25.00%;top:75.00%"' in str(one) for one in marked)
-    found = output(browser.run("outline_marked", None, SEGMENTER, [], "lungs", None))
+    found = output(browser.run("outline_marked", None, SEGMENTER, [], "lungs", None, None))
     assert served.gateway.requests[-1].options["points"] == [[36.0, 12.0, True]]
     assert any(words.REGIONS_CARD in str(one) for one in found)
     other = output(browser.run("mark", None, None, None, "inside", event={"x": 7, "y": 0.5}))
     assert words.OUTSIDE_FILM in str(other)
+    again = output(browser.run("outline_marked", None, SEGMENTER, [], "lungs", None, None))
+    assert not any("value" in one for one in again if isinstance(one, dict))  # that sentence stays
 
 
 def test_the_form_is_made_from_what_the_adapter_reads(browser: Browser) -> None:
