@@ -73,7 +73,7 @@ def wire_choice(shelf: Shelf, choice: Choice, page: Any, body: Any, sentence: st
         models = shelf.offered()
         first = models[0] if models else None
         return (
-            f"<p>{html.escape(sentence if first else shelf.nothing_here)}</p>",
+            f"<p>{_sentence(sentence if first else shelf.nothing_here)}</p>",
             gr.update(choices=[one.id for one in models], value=first.id if first else None),
             about_html(first) if first else "",
             first.id if first else None,
@@ -103,5 +103,5 @@ def about_html(model: Model) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Cards are Markdown at most in this: names stand between backticks."""
+    """Names and commands stand between backticks."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))

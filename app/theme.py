@@ -128,7 +128,8 @@ footer { display: none !important; }
 .group h3 { margin: 0 !important; }
 .group h3::first-letter { text-transform: uppercase; }
 
-.about code { padding: 0 3px; border-radius: 3px; background: var(--v-track); font-size: 12px; color: var(--v-ink); }
+.about code, .note code { padding: 0 3px; border-radius: 3px; font-size: 12px; color: var(--v-ink);
+  background: var(--v-track); }
 .chart .form { align-items: stretch; }
 .chart .block { display: flex; flex-direction: column; justify-content: flex-end; }
 
