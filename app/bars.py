@@ -35,16 +35,21 @@ def bars_html(bars: Sequence[Bar]) -> str:
     return f'<ul class="bars">{"".join(_row(bar) for bar in bars)}</ul>'
 
 
+def track_html(bar: Bar) -> str:
+    """What is inside the track: how far it is filled, and the threshold's tick."""
+    fill = f'<span class="fill" style="width:{_percent(bar.value)}"></span>'
+    if bar.threshold is None:
+        return fill
+    title = html.escape(THRESHOLD.format(threshold=f"{bar.threshold:.2f}"))
+    return f'{fill}<span class="tick" style="left:{_percent(bar.threshold)}" title="{title}"></span>'
+
+
 def _row(bar: Bar) -> str:
-    tick = ""
-    if bar.threshold is not None:
-        title = html.escape(THRESHOLD.format(threshold=f"{bar.threshold:.2f}"))
-        tick = f'<span class="tick" style="left:{_percent(bar.threshold)}" title="{title}"></span>'
     return (
         f'<li class="{"found" if bar.is_present else "bar"}" aria-label="{html.escape(bar.sentence)}" '
         f'title="{html.escape(bar.sentence)}">'
         f'<span class="name">{html.escape(bar.label)}</span>'
-        f'<span class="track" aria-hidden="true"><span class="fill" style="width:{_percent(bar.value)}"></span>{tick}</span>'
+        f'<span class="track" aria-hidden="true">{track_html(bar)}</span>'
         f'<span class="number">{bar.value:.2f}</span></li>'
     )
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from app import words
 from app.film import OpenFilm, png_uri
@@ -11,19 +16,42 @@ from foundation.preprocess import InputContract
 from serving.schemas.chat import HeatMap
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A picture over the model's square, (F, F, 3) or (F, F, 4), and what a person who does not see it is told."""
+
+    pixels: npt.NDArray[np.uint8]
+    text: str
+
+
 def figure_html(film: OpenFilm, contract: InputContract, heat: HeatMap | None = None) -> str:
-    """Everything is inside the page itself: no file of the film is served."""
-    layers = [_layer(png_uri(film.pixels(contract)), words.PICTURE.format(name=film.name))]
-    lines = _caption(film, contract.size)
+    """The film with what is known of it; heat: laid over it."""
+    layers, lines = [], _caption(film, contract.size)
     if heat is not None:
-        layers.append(_layer(png_uri(overlay(heat, contract.size)), words.MAP_PICTURE.format(label=heat.label)))
+        layers.append(Layer(overlay(heat, contract.size), words.MAP_PICTURE.format(label=heat.label)))
         lines.append(_legend(heat))
-    frame = f'<div class="frame">{"".join(layers)}</div>'
+    return layered_html(film, contract, layers, lines)
+
+
+def layered_html(
+    film: OpenFilm,
+    contract: InputContract,
+    layers: Sequence[Layer] = (),
+    lines: Sequence[str] = (),
+    marks: str | None = None,
+) -> str:
+    """Everything is inside the page itself: no file of the film is served. lines: of the caption, HTML already escaped.
+
+    marks: HTML to lay on top; None where the film takes no clicks.
+    """
+    pictures = [Layer(film.pixels(contract), words.PICTURE.format(name=film.name)), *layers]
+    drawn = "".join(_layer(one) for one in pictures) + (marks or "")
+    frame = f'<div class="frame{"" if marks is None else " markable"}">{drawn}</div>'
     return f'<figure class="film">{frame}<figcaption>{"".join(lines)}</figcaption></figure>'
 
 
-def _layer(source: str, text: str) -> str:
-    return f'<img src="{source}" alt="{html.escape(text)}" draggable="false">'
+def _layer(layer: Layer) -> str:
+    return f'<img src="{png_uri(layer.pixels)}" alt="{html.escape(layer.text)}" draggable="false">'
 
 
 def _caption(film: OpenFilm, size: int) -> list[str]:

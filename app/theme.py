@@ -40,7 +40,8 @@ def page_theme() -> Any:
 
 
 CSS = """
-.gradio-container { max-width: 1400px !important; margin: 0 auto !important; padding: 34px 16px 16px !important; }
+.gradio-container { width: 100% !important; min-width: 0 !important; max-width: 1400px !important;
+  margin: 0 auto !important; padding: 34px 16px 16px !important; }
 footer { display: none !important; }
 :root { --v-ink: #0f2b3a; --v-soft: #52677a; --v-line: #d5dee6; --v-card: #ffffff; --v-track: #e3eaf0; --v-bar: #7fa6b8;
   --v-found: #0e7490; --v-tick: #b45309; --v-warn-ink: #7c2d12; --v-warn: #fff4e5; --v-warn-line: #f2b66d; }
@@ -98,9 +99,9 @@ footer { display: none !important; }
   margin: 0; padding: 3px 0; font-size: 13.5px; color: var(--v-soft); }
 .bars .name { overflow-wrap: anywhere; line-height: 1.2; }
 .bars .number { text-align: right; font-variant-numeric: tabular-nums; }
-.bars .track { position: relative; height: 12px; border-radius: 3px; background: var(--v-track); }
-.bars .fill { display: block; height: 100%; border-radius: 3px; background: var(--v-bar); }
-.bars .tick { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--v-tick); }
+.bars .fill, .regions .fill { display: block; height: 100%; border-radius: 3px; background: var(--v-bar); }
+.bars .tick, .regions .tick { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px;
+  background: var(--v-tick); }
 .bars li.found { color: var(--v-ink); font-weight: 600; }
 .bars li.found .fill { background: var(--v-found); }
 
@@ -110,6 +111,46 @@ footer { display: none !important; }
 .suggest { align-items: stretch !important; }
 .suggest button { font-weight: 400 !important; font-size: 13px !important; white-space: normal; }
 #chat .placeholder, #chat .placeholder-content { padding: 0 16px; text-align: center; }
+.film .frame.markable { cursor: crosshair; touch-action: manipulation; }
+.film .mark { position: absolute; pointer-events: none; box-sizing: border-box; }
+.film .mark.inside, .film .mark.outside, .film .mark.corner { width: 14px; height: 14px; margin: -7px 0 0 -7px;
+  border-radius: 50%; border: 2px solid #ffffff; box-shadow: 0 0 0 1.5px #000000; }
+.film .mark.inside { background: #15803d; }
+.film .mark.outside { background: #b91c1c; border-radius: 2px; }
+.film .mark.corner { background: none; border-radius: 0; border-right: 0; border-bottom: 0; margin: 0; }
+.film .mark.box { border: 2px dashed #ffffff; box-shadow: 0 0 0 1px #000000, inset 0 0 0 1px #000000; }
+
+.about { color: var(--v-soft); }
+.about p, .about li { margin: 2px 0; font-size: 13px; line-height: 1.4; color: var(--v-soft); }
+.about h3, .card h3, .group h3 { margin: 10px 0 4px !important; font-size: 13px; font-weight: 600; color: var(--v-ink); }
+.about ul { margin: 0; padding-left: 1.2em; list-style: disc; }
+.about p.soft { font-size: 12px; }
+.group h3 { margin: 0 !important; }
+.group h3::first-letter { text-transform: uppercase; }
+
+.about code, .note code { padding: 0 3px; border-radius: 3px; font-size: 12px; color: var(--v-ink);
+  background: var(--v-track); }
+.chart .form { align-items: stretch; }
+.chart .block { display: flex; flex-direction: column; justify-content: flex-end; }
+
+.regions { list-style: none; margin: 0 0 8px !important; padding: 0 !important; }
+.regions li { display: grid; grid-template-columns: 14px minmax(84px, 9em) 1fr 2.6em; gap: 2px 8px; align-items: center;
+  margin: 0; padding: 5px 0; font-size: 13.5px; color: var(--v-soft); }
+.regions .swatch { width: 14px; height: 14px; border-radius: 3px; border: 1px solid #00000055; }
+.regions .name { overflow-wrap: anywhere; line-height: 1.2; }
+.regions .number { text-align: right; font-variant-numeric: tabular-nums; }
+.regions .track, .bars .track { position: relative; height: 12px; border-radius: 3px; background: var(--v-track); }
+.regions .detail { grid-column: 2 / -1; font-size: 12.5px; color: var(--v-soft); }
+.regions a, #saved a { color: var(--v-found); text-decoration: underline; font-weight: 600; overflow-wrap: anywhere;
+  margin: 0 !important; padding: 0 !important; }
+.regions li.found .name { color: var(--v-ink); font-weight: 600; }
+.regions li.found .fill { background: var(--v-found); }
+.bars.wide li { grid-template-columns: minmax(120px, 15em) 1fr 3em; }
+.bars.shares li { grid-template-columns: minmax(84px, 8.5em) 1fr 3.2em; }
+.bars .middle::before { content: ""; position: absolute; left: 50%; top: -2px; bottom: -2px; width: 1px;
+  background: var(--v-soft); }
+.bars .middle .fill { position: absolute; top: 0; }
+
 @media (max-width: 640px) {
   .gradio-container { padding: 36px 8px 12px !important; }
   .title h1 { font-size: 21px !important; }

@@ -1,6 +1,7 @@
 """The page: assembles the panels. A client of the API; holds neither model nor patient beyond a session.
 
-    film column (panels/film.py)  |  Chat (chat.py)   Your own labels (zero_shot.py)   Findings (findings.py)
+    film column (panels/film.py)  |  Chat (chat.py)   Findings (findings.py)   Regions (regions.py)   Anomaly (anomaly.py)
+                                  |  Course (course.py)   Your own labels (zero_shot.py)
 
 The film is opened once for all tabs. What a person did (film, question, conversation) lives in the session's states, so
 that an error loses nothing. No event is an API endpoint, and no file is served but the thumbnails of the examples.
@@ -17,10 +18,14 @@ from starlette.middleware import Middleware
 from app import words
 from app.events import QUIET
 from app.guard import Guard
+from app.panels.anomaly import AnomalyPanel, build_anomaly
 from app.panels.chat import ChatPanel, build_chat
+from app.panels.course import CoursePanel, build_course
 from app.panels.film import FilmDesk, build_film
 from app.panels.findings import FindingsPanel, build_findings
+from app.panels.regions import RegionsPanel, build_regions
 from app.panels.zero_shot import ZeroShotPanel, build_zero_shot
+from app.shelf import Shelf
 from app.theme import CSS, TOGGLE_DARK, page_theme
 from foundation.errors import InvalidRequest
 from serving.client import Client
@@ -31,18 +36,25 @@ SESSIONS = 64  # kept at the same time; the oldest are forgotten with their film
 
 def build_page(client: Client) -> Any:
     """The page, not yet launched."""
+    desk = FilmDesk(client)
     with gr.Blocks(title=words.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 600)) as page:
         _build_head()
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
-                film = build_film(FilmDesk(client))
+                film = build_film(desk)
             with gr.Column(scale=9, min_width=280), gr.Tabs():
                 with gr.Tab(words.CHAT_TAB):
                     build_chat(ChatPanel(client), film)
+                with gr.Tab(words.FINDINGS_TAB):
+                    build_findings(FindingsPanel(client), Shelf(client, "classify", "classification"), film, page)
+                with gr.Tab(words.REGIONS_TAB):
+                    build_regions(RegionsPanel(client, desk), Shelf(client, "segment", "segmentation"), film, page)
+                with gr.Tab(words.ANOMALY_TAB):
+                    build_anomaly(AnomalyPanel(client, desk), Shelf(client, "anomaly", "anomaly"), film, page)
+                with gr.Tab(words.COURSE_TAB):
+                    build_course(CoursePanel(client), Shelf(client, "fuse", "fusion"), film, page)
                 with gr.Tab(words.LABELS_TAB):
                     build_zero_shot(ZeroShotPanel(client), film)
-                with gr.Tab(words.FINDINGS_TAB):
-                    build_findings(FindingsPanel(client), film, page)
     page.queue(default_concurrency_limit=8, max_size=64, api_open=False)
     return page
 

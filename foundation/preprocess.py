@@ -208,6 +208,12 @@ def fit_mask(mask: npt.NDArray[np.bool_], contract: InputContract) -> npt.NDArra
     return np.asarray(_fit(shown, replace(contract, interpolation="bilinear", fill_color=0)))
 
 
+def fit_map(values: npt.NDArray[np.float32], contract: InputContract) -> npt.NDArray[np.float32]:
+    """A map in a film's geometry (H, W) -> (S, S) over the model's square; 0 where the film does not reach."""
+    shown = Image.fromarray(np.asarray(values, np.float32))
+    return np.asarray(_fit(shown, replace(contract, interpolation="bilinear", fill_color=0)), np.float32)
+
+
 def to_film(values: npt.NDArray[np.float32], height: int, width: int, contract: InputContract) -> npt.NDArray[np.float32]:
     """A map (h, w) over the model's square -> (height, width) of the film it was made from; 0 where `render` cut it off."""
     place = placement(height, width, contract)

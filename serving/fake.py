@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from foundation.errors import VesaliusError
 from foundation.preprocess import InputContract
-from serving.fake_tasks import LUNGS, draw, fused, masks, strangeness
+from serving.fake_tasks import FIELDS, LUNGS, MODALITIES, draw, fused, masks, strangeness
 from serving.gateway import ModelInfo, Readiness
 from serving.mask_files import MaskFile, write_mask_file
 from serving.messages import Film, Outcome, RawFilm, Request
@@ -48,6 +49,7 @@ MODELS = (
         labels=FINDINGS,
         digest="1" * 64,
         description="Findings on a chest film",
+        limits=("Research use only; not a medical device.", "The numbers depend on the film's digest alone."),
     ),
     ModelInfo(
         name=SEGMENTER,
@@ -58,6 +60,8 @@ MODELS = (
         labels=LUNGS,
         digest="2" * 64,
         description="Lungs and heart on a chest film",
+        limits=("Ellipses at places that the film's digest chooses.",),
+        unions={"lungs": ("left lung", "right lung")},
     ),
     ModelInfo(
         name=DETECTOR,
@@ -68,6 +72,7 @@ MODELS = (
         labels=("anomaly",),
         digest="3" * 64,
         description="How strange a chest film is among normal ones",
+        limits=("Strangeness that the film's digest chooses.",),
     ),
     ModelInfo(
         name=FUSER,
@@ -78,6 +83,9 @@ MODELS = (
         labels=("intensive care",),
         digest="4" * 64,
         description="The course of a disease from films, notes and laboratory",
+        limits=("The outcome is drawn from what is sent.",),
+        modalities=MODALITIES,
+        fields=FIELDS,
     ),
 )
 
@@ -127,7 +135,10 @@ class FakeGateway:
             raise
         if self.error is not None:
             return Outcome(request.id, error_code=self.error[0], error_message=self.error[1])
-        return Outcome(request.id, {**self._value(request), **_provenance(request), "compute_ms": 1.0})
+        try:
+            return Outcome(request.id, {**self._value(request), **_provenance(request), "compute_ms": 1.0})
+        except VesaliusError as error:
+            return Outcome(request.id, error_code=error.code, error_message=error.message)
 
     async def mask_file(self, wanted: MaskFile) -> bytes:
         return write_mask_file(wanted)

@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 
 from adapters.tasks.rle import to_rle
+from adapters.tasks.tabular import TabularField, check_table
 from serving.messages import Film, Request
 
 LUNGS = ("left lung", "right lung", "heart")
 BRANCHES = ("text", "memory", "trained")
 NORMALS = 200
+MODALITIES = ("film", "note", "laboratory", "demographics")
+_CRP, _LDH = "C-reactive protein", "lactate dehydrogenase"
+FIELDS = (
+    TabularField("crp", "laboratory", "number", "mg/L", 0.0, 1000.0, 0.0, 355.0, description=_CRP),
+    TabularField("ldh", "laboratory", "number", "U/L", 0.0, 20000.0, 150.0, 1590.0, description=_LDH),
+    TabularField("sex", "demographics", "category", categories=("F", "M")),
+)
 
 
 def draw(*parts: str) -> float:
@@ -50,8 +58,10 @@ def strangeness(film: Film) -> dict[str, Any]:
 
 def fused(request: Request) -> dict[str, Any]:
     """Each modality by itself, and their mean as the joint answer of any subset."""
+    check_table(FIELDS, request.options["tabular"])
     table = {name: cell for name, cell in request.options["tabular"].items() if cell is not None}
-    given = {"film": bool(request.films), "note": bool(request.texts), "laboratory": bool(table)}
+    groups = {field.modality for field in FIELDS if field.name in table}
+    given = {"film": bool(request.films), "note": bool(request.texts), **{name: name in groups for name in MODALITIES[2:]}}
     present = [name for name, is_there in given.items() if is_there]
     words = [*(film.digest for film in request.films), *request.texts, *map(str, table.items())]
     unimodal = {name: draw(name, *words) for name in present}

@@ -7,10 +7,11 @@ scheduler and the engine process; `fake.py` implements it without any of them, f
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from adapters.tasks.tabular import TabularField
 from foundation.preprocess import InputContract
 from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
@@ -30,7 +31,8 @@ class ModelInfo:
     capabilities: the operations `name` may be asked for. task: the adapter's task, "" for the base.
     labels: what a classifier scores, in order. templates: the prompts zero-shot labels are put into
     when a caller names none, each with "{}". contract: how films become what the base sees. created: seconds
-    since the epoch.
+    since the epoch. limits: the card's own sentences on what the adapter cannot do. unions: names that stand for several of
+    a segmenter's classes. modalities, fields: what a fusion adapter judges by, and the table's fields among it.
     """
 
     name: str
@@ -46,6 +48,10 @@ class ModelInfo:
     embed_dim: int | None = None
     contract: InputContract | None = None
     created: int = 0
+    limits: tuple[str, ...] = ()
+    unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    fields: tuple[TabularField, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 from adapters.store import LIBRARY, AdapterStore, StoredAdapter
 from foundation.errors import AdapterNotFound, EngineUnavailable, InvalidRequest, VesaliusError
 from foundation.preprocess import InputContract
+from serving.adapter_info import adapter_info
 from serving.config import ServerConfig
 from serving.decode_pool import DecodePool
 from serving.engine_link import AWAY, EngineLink
@@ -36,13 +37,6 @@ log = logging.getLogger("serving.worker")
 _LISTING_LIVES_S = 1.0
 _CANARY_LIMIT_S = 60.0
 _CANARY_GRACE_S = 5.0
-_TASKS: Mapping[str, tuple[Operation, ...]] = {
-    "classification": ("classify",),
-    "segmentation": ("segment",),
-    "anomaly": ("anomaly",),
-    "fusion": ("fuse",),
-    "chat": ("chat",),
-}
 
 
 class _LostUnheardError(Exception):
@@ -166,7 +160,7 @@ class Worker:
         """The base first. Looks at the store again when the last look is a moment old: a new adapter is live at once."""
         listed_at, listed = self._listed
         if time.monotonic() - listed_at >= _LISTING_LIVES_S and self.link.facts is not None:
-            listed = [self._base(), *map(self._adapter, self._adapters())]
+            listed = [self._base(), *(adapter_info(stored, self._facts["name"]) for stored in self._adapters())]
             self._listed = (time.monotonic(), listed)
         return list(listed)
 
@@ -206,21 +200,6 @@ class Worker:
             embed_dim=facts["embed_dim"] or None,
             contract=self.contract,
             created=facts["created"],
-        )
-
-    def _adapter(self, stored: StoredAdapter) -> ModelInfo:
-        card = stored.card
-        return ModelInfo(
-            name=stored.name,
-            kind="adapter",
-            capabilities=_TASKS.get(card.task, ()),
-            base=self._facts["name"],
-            task=card.task,
-            labels=card.labels,
-            digest=stored.digest,
-            description=card.description,
-            licence=card.licence,
-            created=int((stored.folder / "card.json").stat().st_mtime),
         )
 
     def _adapters(self) -> list[StoredAdapter]:

@@ -22,7 +22,7 @@ from adapters.tasks.account import Subset, shapley, subsets_of
 from adapters.tasks.contributions import contributions
 from adapters.tasks.fusion_head import JOINT, NOTE, PRODUCT, FusionHead, FusionInputs, HasLevels, HeadShape
 from adapters.tasks.heads import bind_head, head_options
-from adapters.tasks.tabular import Cell, TabularField, check_table
+from adapters.tasks.tabular import Cell, TabularField, check_table, read_fields
 from foundation.errors import AdapterRefused, InvalidRequest
 
 TASK = "fusion"
@@ -221,11 +221,6 @@ class FusionPredictor:
             return ()
         is_in = (probability >= self.card.conformal.thresholds[0], 1 - probability >= float(self.card.head["conformal_absent"]))
         return tuple(name for name, there in zip((self.label, f"no {self.label}"), is_in, strict=True) if there)
-
-
-def read_fields(card: AdapterCard) -> tuple[TabularField, ...]:
-    """The fields a fusion card describes, without its tensors."""
-    return tuple(TabularField.from_card(raw) for raw in card.head.get("fields", ()))
 
 
 def sigmoid(logit: float) -> float:

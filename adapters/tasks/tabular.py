@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from adapters.card import AdapterCard
 from foundation.errors import AdapterRefused, InvalidRequest
 
 Cell: TypeAlias = float | int | str | bool | None
@@ -101,6 +102,11 @@ class TabularField:
 
 
 _CENSORED = ("inf", "+inf", "-inf")
+
+
+def read_fields(card: AdapterCard) -> tuple[TabularField, ...]:
+    """The fields a fusion card describes, without its tensors."""
+    return tuple(TabularField.from_card(raw) for raw in card.head.get("fields", ()))
 
 
 def check_table(fields: Sequence[TabularField], table: Mapping[str, Cell]) -> None:

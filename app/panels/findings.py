@@ -13,26 +13,20 @@ from app.events import QUIET, WAITING, notice, notice_box
 from app.evidence import card, provenance_html, refusal_card
 from app.film import OpenFilm
 from app.panels.film import FilmColumn
+from app.shelf import Shelf, build_about, build_choice, build_intro, wire_choice
 from foundation.errors import InvalidRequest, VesaliusError
 from serving.client import Client
+from serving.schemas.classify import ClassifyItem
 
 
 class FindingsPanel:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that can classify; () where there are none or the server cannot be reached."""
-        try:
-            listed = self._client.models()
-        except VesaliusError:  # said where a question is asked; a page that only loads needs no error
-            return ()
-        return tuple(model.id for model in listed if "classify" in model.vesalius.capabilities)
-
     def predict(self, film: OpenFilm | None, adapter: str | None) -> str:
         """The card of probabilities. Raises a VesaliusError whose sentence is for the person."""
         if not adapter:
-            raise InvalidRequest(words.NO_ADAPTER)
+            raise InvalidRequest(words.NO_CHOICE)
         if film is None:
             raise InvalidRequest(words.NO_FILM)
         (item,) = self._client.classify([film.picture()], adapter).data
@@ -40,20 +34,53 @@ class FindingsPanel:
             return refusal_card(item.looks_like, item.provenance, item.timings)
         found = sorted(item.labels, key=lambda one: -one.probability)
         bars = bars_html([Bar(one.label, one.probability, one.threshold) for one in found])
-        note = f'<p class="soft">{html.escape(words.CALIBRATED)}</p>'
-        return card(adapter, [bars, note, provenance_html(item.provenance, item.timings)])
+        notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in notes_of(item))
+        return card(adapter, [bars, notes, provenance_html(item.provenance, item.timings)])
 
 
-def build_findings(panel: FindingsPanel, film: FilmColumn, page: Any) -> None:
+def notes_of(item: ClassifyItem) -> list[str]:
+    """What the numbers are, and what they leave open."""
+    if exclude_one_another(item):
+        return [words.MULTI_CLASS, *_one_of(item)]
+    notes = [words.CALIBRATED]
+    if item.normal is not None and len(item.labels) > 1:
+        notes.append(words.NORMAL.format(value=f"{item.normal:.2f}"))
+    open_labels = [one for one in item.labels if one.conformal is not None and one.conformal.set == "uncertain"]
+    if open_labels and open_labels[0].conformal is not None:
+        coverage = _share(open_labels[0].conformal.coverage)
+        notes.append(words.CANNOT_TELL.format(coverage=coverage, labels=", ".join(one.label for one in open_labels)))
+    return notes
+
+
+def exclude_one_another(item: ClassifyItem) -> bool:
+    """Whether these are classes of which a film has one, so that their probabilities add up to one."""
+    total = sum(one.probability for one in item.labels)
+    return item.normal is None and len(item.labels) > 1 and abs(total - 1.0) < 1e-3
+
+
+def _one_of(item: ClassifyItem) -> list[str]:
+    if item.conformal is None:
+        return []
+    said = words.ONE_OF if item.conformal.labels else words.NONE_OF
+    return [said.format(coverage=_share(item.conformal.coverage), labels=", ".join(item.conformal.labels))]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def build_findings(panel: FindingsPanel, shelf: Shelf, film: FilmColumn, page: Any) -> None:
     """page: the Blocks, whose load asks which adapters are served."""
-    intro = gr.HTML(f"<p>{words.NO_ADAPTER}</p>", elem_classes="note")
-    with gr.Row(equal_height=False):
+    intro, about = build_intro(), build_about()
+    with gr.Column(visible=False) as body, gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=260):
-            adapter = gr.Dropdown([], label=words.ADAPTER, visible=False, elem_id="adapter")
-            button = gr.Button(words.PREDICT, variant="primary", visible=False, elem_id="predict")
+            choice = build_choice(intro, about, "adapter")
+            button = gr.Button(words.PREDICT, variant="primary", elem_id="predict")
             said = notice_box()
         with gr.Column(scale=1, min_width=260):
             result = gr.HTML(elem_id="predicted")
+            about.render()
+    wire_choice(shelf, choice, page, body, words.FINDINGS_INTRO)
 
     def predict(shown: OpenFilm | None, name: str | None) -> tuple[Any, ...]:
         try:
@@ -61,13 +88,7 @@ def build_findings(panel: FindingsPanel, film: FilmColumn, page: Any) -> None:
         except VesaliusError as error:
             return "", notice(error.message)
 
-    def offer() -> tuple[Any, ...]:
-        names = panel.adapters()
-        said_first = words.FINDINGS_INTRO if names else words.NO_ADAPTER
-        dropdown = gr.update(choices=list(names), value=names[0] if names else None, visible=bool(names))
-        return f"<p>{html.escape(said_first)}</p>", dropdown, gr.update(visible=bool(names))
-
-    button.click(predict, [film.film, adapter], [result, said], **WAITING)
-    page.load(offer, None, [intro, adapter, button], **QUIET)
+    button.click(predict, [film.film, choice.dropdown], [result, said], **WAITING)
+    choice.chosen.change(lambda: "", None, result, **QUIET)  # it was by another adapter
     for change in (*film.changes, film.chosen):
         change.then(lambda: "", None, result, **QUIET)  # they were about another picture

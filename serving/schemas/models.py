@@ -23,7 +23,29 @@ class Preprocessing(Answer):
     version: int
 
 
+class TableField(Answer):
+    """A field that a fusion adapter reads, of the group `modality`. kind "category": one of `categories`.
+
+    low, high: what is possible, beyond which a value is refused; seen_low, seen_high: the range of the training rows.
+    """
+
+    name: str
+    modality: str
+    kind: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    seen_low: float | None = None
+    seen_high: float | None = None
+    categories: list[str] = Field(default_factory=list)
+    description: str = ""
+
+
 class ModelExtras(Answer):
+    """limits: what the adapter cannot do, in its card's own sentences. unions: names of several of a segmenter's classes
+    together. modalities, fields: what a fusion adapter judges by.
+    """
+
     kind: Literal["base", "adapter"]
     capabilities: list[str]
     base: str = ""
@@ -35,6 +57,10 @@ class ModelExtras(Answer):
     licence: str = ""
     embed_dim: int | None = None
     preprocessing: Preprocessing | None = None
+    limits: list[str] = Field(default_factory=list)
+    unions: dict[str, list[str]] = Field(default_factory=dict)
+    modalities: list[str] = Field(default_factory=list)
+    fields: list[TableField] = Field(default_factory=list)
 
 
 class Model(Answer):
@@ -60,6 +86,10 @@ class Model(Answer):
             licence=info.licence,
             embed_dim=info.embed_dim,
             preprocessing=None if info.contract is None else Preprocessing.model_validate(asdict(info.contract)),
+            limits=list(info.limits),
+            unions={name: list(parts) for name, parts in info.unions.items()},
+            modalities=list(info.modalities),
+            fields=[TableField.model_validate({**asdict(one), "categories": list(one.categories)}) for one in info.fields],
         )
         return cls(id=info.name, created=info.created, vesalius=extras)
 

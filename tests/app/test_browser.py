@@ -162,6 +162,81 @@ def test_labels_and_findings_of_the_film_on_the_page(visit: Callable[..., Any]) 
     window.wait_for_selector("#predicted .bars")
 
 
+def open_tab(window: Any, name: str) -> None:
+    """By its name, or from the menu that holds what a narrow window has no room for."""
+    shown = window.get_by_role("tab", name=name, exact=True)
+    if shown.count() and shown.first.is_visible():
+        shown.first.click()
+    else:
+        window.get_by_label("More tabs").click()
+        window.locator(".overflow-dropdown button", has_text=name).click()
+
+
+def click_film(window: Any, x: float, y: float) -> None:
+    frame = window.locator("#regions-film .frame")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    frame.click(position={"x": x * box["width"], "y": y * box["height"]})
+
+
+def test_a_click_on_the_film_outlines_what_is_meant_and_its_mask_is_saved(
+    visit: Callable[..., Any], tmp_path: Path, served: Served
+) -> None:
+    window = visit()
+    drop(window, tmp_path, "film.png", png_film())
+    window.wait_for_selector("#film >> text=film.png")
+    open_tab(window, words.REGIONS_TAB)
+    window.wait_for_selector("#regions-film .frame img")
+    click_film(window, 0.25, 0.75)
+    window.wait_for_selector("#regions .regions")
+    ((row, column, is_inside),) = served.gateway.requests[-1].options["points"]
+    assert (row, column, is_inside) == (pytest.approx(36, abs=0.5), pytest.approx(12, abs=0.5), True)
+    window.wait_for_function("document.querySelectorAll('#regions-film img').length > 1")
+    with window.expect_download() as saved:
+        window.locator("#regions a[download]").first.click()
+    assert saved.value.suggested_filename.startswith("film-")
+    with window.expect_download() as saved:
+        window.get_by_role("button", name=words.SAVE_NIFTI).click()
+    assert saved.value.suggested_filename == "film-lungs.nii"
+    window.get_by_label(words.MARKS["box"]).check()
+    click_film(window, 0.1, 0.1)
+    window.wait_for_selector(f"#regions-film >> text={words.SECOND_CORNER}")
+    click_film(window, 0.9, 0.6)
+    window.wait_for_selector("#regions-film .mark.box")
+    wait_until(lambda: len(served.gateway.requests[-1].options.get("boxes", ())) == 1, seconds=20)
+    window.click("#clear-marks")
+    window.wait_for_function("document.querySelectorAll('#regions-film .mark').length === 0")
+
+
+def test_anomaly_and_course_of_the_film_on_the_page(visit: Callable[..., Any], tmp_path: Path, served: Served) -> None:
+    window = visit()
+    drop(window, tmp_path, "film.png", png_film())
+    window.wait_for_selector("#film >> text=film.png")
+    open_tab(window, words.ANOMALY_TAB)
+    window.click("#compare")
+    window.wait_for_selector("#strangeness .bars")
+    window.wait_for_function("document.querySelectorAll('#strange-film img').length === 2")
+    open_tab(window, words.COURSE_TAB)
+    window.get_by_label("C-reactive protein (mg/L)").fill("12,5")
+    window.click("#estimate")
+    window.wait_for_selector("text=C-reactive protein is '12,5'.")
+    window.get_by_label("C-reactive protein (mg/L)").fill("< 5")
+    window.click("#estimate")
+    window.wait_for_selector("#course .bars")
+    assert served.gateway.requests[-1].options == {"tabular": {"crp": "-inf"}}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_panel_is_wider_than_the_window(visit: Callable[..., Any], tmp_path: Path, width: int) -> None:
+    window = visit(width, 800)
+    drop(window, tmp_path, "film.png", png_film())
+    window.wait_for_selector("#film >> text=film.png")
+    for tab in (words.FINDINGS_TAB, words.REGIONS_TAB, words.ANOMALY_TAB, words.COURSE_TAB, words.LABELS_TAB):
+        open_tab(window, tab)
+        window.wait_for_timeout(300)
+        assert window.evaluate("document.documentElement.scrollWidth") <= width, tab
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_window(visit: Callable[..., Any], width: int) -> None:
     window = visit(width, 800)

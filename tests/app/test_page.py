@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import secrets
 import socket
@@ -16,7 +17,7 @@ from app import words
 from app.ui import build_page, launch
 from foundation.errors import InvalidRequest
 from serving.client import Client
-from serving.fake import ADAPTER
+from serving.fake import ADAPTER, DETECTOR, FUSER, SEGMENTER
 from tests.app.conftest import Served
 from tests.serving.live_api import nifti_volume, png_film
 
@@ -31,12 +32,16 @@ class Browser:
         (path,) = self.http.post("/gradio_api/upload", files={"files": (name, data)}).raise_for_status().json()
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
-    def number(self, name: str) -> int:
-        return next(number for number, fn in self.page.fns.items() if fn.name == name)
+    def number(self, name: str, place: int = 0) -> int:
+        """Of the event whose function is called `name`; the place-th where several are."""
+        return [number for number, fn in self.page.fns.items() if fn.name == name][place]
 
-    def run(self, name: str, *inputs: Any, event: Any = None) -> list[dict[str, Any]]:
+    def run(self, name: str, *inputs: Any, event: Any = None, place: int = 0) -> list[dict[str, Any]]:
         """The messages of the event whose function is called `name`, to its end."""
-        body = {"data": inputs, "fn_index": self.number(name), "session_hash": self.session, "event_data": event}
+        return self.run_number(self.number(name, place), *inputs, event=event)
+
+    def run_number(self, number: int, *inputs: Any, event: Any = None) -> list[dict[str, Any]]:
+        body = {"data": inputs, "fn_index": number, "session_hash": self.session, "event_data": event}
         self.http.post("/gradio_api/queue/join", json=body).raise_for_status()
         messages = []
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
@@ -178,8 +183,45 @@ def test_sessions_do_not_see_each_others_films(page: tuple[Any, str], browser: B
     assert words.NO_FILM in json.dumps(other.run("ask", None, None, "Is there an effusion?", None))
 
 
-def test_the_served_adapters_are_offered(browser: Browser) -> None:
-    assert ADAPTER in json.dumps(output(browser.run("offer")))
+@pytest.mark.parametrize(("panel", "name"), enumerate((ADAPTER, SEGMENTER, DETECTOR, FUSER)))
+def test_the_served_adapters_are_offered_with_their_limits(browser: Browser, served: Served, panel: int, name: str) -> None:
+    shown = json.dumps(output(browser.run("offer", place=panel)))
+    assert name in shown
+    assert json.dumps(html.escape(served.client.model(name).vesalius.limits[0]))[1:-1] in shown
+
+
+def test_a_task_without_an_adapter_says_so(browser: Browser, served: Served) -> None:
+    served.gateway.unloaded.add(SEGMENTER)
+    found = output(browser.run("offer", place=1))
+    assert "<code>vesalius finetune segmentation</code>" in found[0]
+    assert found[-1]["visible"] is False
+
+
+def test_a_click_on_the_film_is_a_mark_and_the_outlines_follow_it(browser: Browser, served: Served) -> None:
+    output(browser.run("take", browser.upload("film.png", png_film())))
+    browser.run("offer", place=1)
+    marked = output(browser.run("mark", None, None, None, "inside", event={"x": 0.25, "y": 0.75}))
+    assert any('class="mark inside" style="left:25.00%;top:75.00%"' in str(one) for one in marked)
+    found = output(browser.run("outline_marked", None, SEGMENTER, [], "lungs", None, None))
+    assert served.gateway.requests[-1].options["points"] == [[36.0, 12.0, True]]
+    assert any(words.REGIONS_CARD in str(one) for one in found)
+    other = output(browser.run("mark", None, None, None, "inside", event={"x": 7, "y": 0.5}))
+    assert words.OUTSIDE_FILM in str(other)
+    again = output(browser.run("outline_marked", None, SEGMENTER, [], "lungs", None, None))
+    assert not any("value" in one for one in again if isinstance(one, dict))  # that sentence stays
+
+
+def test_the_form_is_made_from_what_the_adapter_reads(browser: Browser) -> None:
+    output(browser.run("take", browser.upload("film.png", png_film())))
+    browser.run("offer", place=3)
+    form = browser.run("apply", FUSER)[-1]["output"]["render_config"]
+    labels = [one["props"].get("label") for one in form["components"]]
+    for label in ("C-reactive protein (mg/L)", "lactate dehydrogenase (U/L)", "sex", words.NOTE, words.WITH_FILM):
+        assert label in labels
+    (asking,) = form["dependencies"]
+    assert asking["api_visibility"] == "private"
+    found = output(browser.run_number(asking["id"], None, True, "", "120", "<1", "F"))
+    assert "film alone" in found[0]
 
 
 def test_a_taken_port_is_a_sentence(page_client: Client) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foundation.image import MedicalImage
-from foundation.preprocess import RESIZE_MODES, InputContract, fit_mask, placement, render, to_film
+from foundation.preprocess import RESIZE_MODES, InputContract, fit_map, fit_mask, placement, render, to_film
 
 SHAPES = ((96, 96), (120, 80), (70, 131), (333, 200))
 
@@ -60,3 +60,11 @@ def test_placement_says_where_the_film_lies() -> None:
     assert (place.height, place.width, place.top, place.left) == (64, 32, 0, 16)
     place = placement(100, 50, contract("shortest"))
     assert (place.height, place.width, place.top, place.left) == (128, 64, -32, 0)
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_a_map_is_laid_into_the_square_as_a_mask_is(mode: str) -> None:
+    mask = np.zeros((90, 60), bool)
+    mask[20:70, 10:40] = True
+    laid = fit_map(mask.astype(np.float32), contract(mode))
+    np.testing.assert_allclose(laid, fit_mask(mask, contract(mode)) / 255, atol=0.01)

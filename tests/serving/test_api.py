@@ -173,7 +173,7 @@ def test_models_never_show_a_path(http: httpx.Client) -> None:
     assert [model["id"] for model in listed.json()["data"]] == [info.name for info in MODELS]
     assert set(listed.json()["data"][0]["vesalius"]) == {
         "kind", "capabilities", "base", "task", "labels", "templates", "digest", "description", "licence", "embed_dim",
-            "preprocessing",
+            "preprocessing", "limits", "unions", "modalities", "fields",
     }  # fmt: skip
     assert http.get(f"/v1/models/{ADAPTER}").json() == listed.json()["data"][1]
 

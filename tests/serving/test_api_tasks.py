@@ -137,8 +137,8 @@ def test_fuse_takes_what_there_is(http: httpx.Client, gateway: FakeGateway) -> N
     body = {"model": FUSER, "images": [FILM, FILM], "text": "Fever.", "tabular": {"crp": "inf", "sex": "F", "ldh": None}}
     answer = http.post("/v1/fuse", json=body).json()
     result = answer["result"]
-    assert result["present"] == ["film", "note", "laboratory"]
-    assert len(result["subsets"]) == 7
+    assert result["present"] == ["film", "note", "laboratory", "demographics"]
+    assert len(result["subsets"]) == 15
     assert result["positive"] == (result["probability"] >= result["threshold"])
     assert len(answer["films"]) == len(gateway.requests[-1].films) == 2
     assert gateway.requests[-1].options == {"tabular": body["tabular"], "contributions": False}
