@@ -29,7 +29,7 @@ class Runs(Protocol):
 
     def run(self, batch: Batch) -> list[Outcome]: ...
 
-    def generate(self) -> list[Outcome]: ...
+    def generate(self, has_news: Callable[[], bool]) -> list[Outcome]: ...
 
     def cancel(self, request_id: int) -> bool: ...
 
@@ -64,7 +64,7 @@ class EngineLoop:
         if step.batch is not None:
             self._tell(self._engine.run(step.batch))
         elif step.generates:
-            self._tell(self._engine.generate())
+            self._tell(self._engine.generate(self._has_news))
         else:
             return False
         self._send({"kind": "beat"})
@@ -78,6 +78,10 @@ class EngineLoop:
                 yield self.inbox.get_nowait()
             except queue.Empty:
                 return
+
+    def _has_news(self) -> bool:
+        """Whether a message came while nothing else waited. While something waits, chats keep the whole of their turns."""
+        return not len(self._scheduler) and not self.inbox.empty()
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
