@@ -1,6 +1,6 @@
 """SlotCache: one static key-value cache for all sequences under way, a row each.
 
-    keys, values of a layer   (R, H, T, d)     R rows, H key-value heads, T places, d per head
+keys, values of a layer   (R, H, T, d)     R rows, H key-value heads, T places, d per head
 """
 
 from __future__ import annotations
