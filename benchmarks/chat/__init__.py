@@ -1,10 +1,11 @@
 """The chat lane against the same decoder in transformers: one by one, in static batches, and under load.
 
-    python -m benchmarks.chat [--model bundled|random25m] [--precision float32|bfloat16] [--rounds N] [--clock cpu|wall] [--write]
+    python -m benchmarks.chat [--model bundled|random25m] [--precision float32|bfloat16] [--rounds N] [--questions N]
+                              [--clock cpu|wall] [--write]
 
-    saturation.py   tokens/s: 16 askers, mixed lengths, no gap: `generate` one by one, `generate` in static batches of 16, the lane,
-                    and the lane with each chat through one of eight adapters
-    load.py         first token: the same Poisson arrivals for both; a static batch takes all who wait (at most 16) and runs to its end
+    saturation.py   tokens/s: 16 askers, mixed lengths, no gap: `generate` one by one, `generate` in static batches of 16,
+                    the lane, and the lane with each chat through one of eight adapters
+    load.py         first token: the same Poisson arrivals for both; a static batch takes all who wait and runs to its end
     second.py       the second question about a film: the lane alone and, with the bundled model, the whole engine
     table.py        the section of docs/benchmarks.md
 
