@@ -24,8 +24,11 @@ class SlotCache:
 
     def read(self, row: int, length: int) -> Tensor:
         """A copy of a row's first `length` places: (layers, 2, H, length, d)."""
-        pairs = [torch.stack((k[row, :, :length], v[row, :, :length])) for k, v in zip(self.keys, self.values, strict=True)]
-        return torch.stack(pairs)
+        heads, _, width = self.keys[0].shape[1:]
+        held = self.keys[0].new_empty(len(self.keys), 2, heads, length, width)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            held[layer, 0], held[layer, 1] = keys[row, :, :length], values[row, :, :length]
+        return held
 
     def write(self, row: int, held: Tensor) -> None:
         """What `read` gave, into the first places of a row."""
