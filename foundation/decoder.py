@@ -73,7 +73,7 @@ class Projector(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Language model, projector and tokenizer. Built by `create` or `load`; weights are float32 in memory.
+    """Language model, projector and tokenizer. Built by `create` or `load`; weights are float32 in memory until `compute_in`.
 
     fingerprint: SHA-256 over the files it was loaded from ("" before it was saved); chat adapters name the one they
     were made for.
@@ -133,6 +133,11 @@ class Decoder(nn.Module):
         projector = Projector(_width_of(tensors, folder), model.config.hidden_size)
         _bind(projector, tensors, folder / PROJECTOR_FILE)
         return cls(model, projector, PromptTokenizer(inner / "tokenizer.json"), decoder_fingerprint(folder)).eval()
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Convert all weights in place; not the table of angles, which needs its digits."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `decoder/` and the projector; the tied output embedding is written once."""

@@ -64,6 +64,12 @@ class Feed:
         here = self.fed - self.begun
         return self.embedded[here : here + length]
 
+    def wants(self, length: int) -> int:
+        """After how many of the next `length`, the last ones, the next token is asked for."""
+        if self.answer_from:
+            return max(len(self.scored(length)), length == 1)
+        return int(length in (1, self.left))
+
     def scored(self, length: int) -> range:
         """The places of the next `length` at which a token of the answer is told in advance."""
         if not self.answer_from:

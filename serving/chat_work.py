@@ -8,9 +8,8 @@ without_views   its blank and its shuffle, each the same two ways: what reliance
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from foundation.preprocess import normalise
 from foundation.prompt import FindingState, Turn
 from foundation.relevance import methods_of, relevance_maps
 from serving.chat_residency import ChatResident
-from serving.evidence import Evidence, Finding, HeatMap, asked_finding, heat_map, placed, spread_map, stated
+from serving.evidence import Evidence, HeatMap, asked_finding, heat_map, placed, spread_map, stated
 from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
@@ -31,9 +30,6 @@ from serving.wording import plain_words
 from serving.works import FindingsReader, Seen, Tools, View, film_of
 from serving.works.findings import findings_reader
 from serving.zero_shot import PromptSet
-
-if TYPE_CHECKING:
-    from foundation.backbone import ImageFeatures
 
 DENSE = "dense"
 
@@ -121,38 +117,40 @@ class ChatWork:
         verdict = self.tools.verdict(seen.features[0], self.film)
         if not verdict.assessed:
             return Opening(turns, evidence=Evidence(False, verdict.looks_like))
-        findings = self._placed(seen.features, seen)
+        directions = self._directions(seen)
+        patches = self.tools.backbone.patch_embeddings(seen.features[0])[0].float()
+        found = self.reader.read(seen.features[1], seen.features[2:], self.prompts, seen.texts)
+        findings = tuple(placed(found, patches, seen.features[0].grid, directions))
         label = asked_finding(self.request.turns, findings)
         wants_all = bool(self.request.options.get("maps"))
-        maps = self._heat_maps(seen, self.reader.labels if wants_all else (label,) if label else ())
+        shown = self.reader.labels if wants_all else (label,) if label else ()
+        maps = self._heat_maps(patches, seen.features[0].grid, {label: directions[label] for label in shown})
         heatmap = next((one for one in maps if one.label == label), None)
         evidence = Evidence(True, "", findings, heatmap, maps if wants_all else None)
         return Opening(turns, Picture(seen.features[0].tokens[0], stated(findings)), evidence)
 
     def pictures(self, seen: Seen) -> tuple[Picture, ...]:
-        """What the decoder is given of each film in `seen`, whose features come film by film."""
-        ways = 2 + len(self.reader.sizes)
-        films = [seen.features[start : start + ways] for start in range(0, len(seen.features), ways)]
-        return tuple(Picture(film[0].tokens[0], stated(self._placed(film, seen))) for film in films)
-
-    def _placed(self, film: Sequence[ImageFeatures], seen: Seen) -> tuple[Finding, ...]:
-        """The findings of one picture and where those present lie. film: its features, in the order of `_ways`."""
-        base, adapted, *enlarged = film
-        found = self.reader.read(adapted, enlarged, self.prompts, seen.texts)
-        patches = self.tools.backbone.patch_embeddings(base)[0].float()
-        return tuple(placed(found, patches, base.grid, self._directions(seen)))
-
-    def _heat_maps(self, seen: Seen, labels: tuple[str, ...]) -> tuple[HeatMap, ...]:
-        """One for each of `labels`: "dense" from the forward that was run anyway, others from one of their own."""
+        """What the decoder is given of each film in `seen`, whose features come film by film, in the order of `_ways`."""
         directions = self._directions(seen)
+        pictures = []
+        ways = 2 + len(self.reader.sizes)
+        for start in range(0, len(seen.features), ways):
+            base, adapted, *enlarged = seen.features[start : start + ways]
+            patches = self.tools.backbone.patch_embeddings(base)[0].float()
+            found = self.reader.read(adapted, enlarged, self.prompts, seen.texts)
+            pictures.append(Picture(base.tokens[0], stated(placed(found, patches, base.grid, directions))))
+        return tuple(pictures)
+
+    def _heat_maps(self, patches: Tensor, grid: tuple[int, int], directions: dict[str, Tensor]) -> tuple[HeatMap, ...]:
+        """One for each label of `directions`: "dense" from the forward that was run anyway, others from one of their own."""
         method = str(self.request.options.get("map_method") or DENSE)
-        if method != DENSE and labels:
+        if method != DENSE and directions:
             assert self.film is not None
             backbone = self.tools.backbone
             pixels = torch.from_numpy(normalise(self.film.pixels, backbone.contract))
-            maps = relevance_maps(backbone, pixels, torch.stack([directions[label] for label in labels]), method)
-            return tuple(spread_map(label, one, method) for label, one in zip(labels, maps, strict=True))
-        return tuple(heat_map(self.tools.backbone, seen.features[0], label, directions[label]) for label in labels)
+            maps = relevance_maps(backbone, pixels, torch.stack(list(directions.values())), method)
+            return tuple(spread_map(label, one, method) for label, one in zip(directions, maps, strict=True))
+        return tuple(heat_map(label, patches, grid, direction) for label, direction in directions.items())
 
     def _directions(self, seen: Seen) -> dict[str, Tensor]:
         """For each label "there is" minus "there is no", (E,)."""

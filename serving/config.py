@@ -34,8 +34,8 @@ class EngineConfig:
     model_name: what callers call the base; derived from the checkpoint where empty. cached_film_bytes: of
     features kept of recent films; cached_prefix_bytes: of what the decoder made of them. tokens_per_turn: the most a chat
     writes before other work has its turn; prefill_tokens: the most of all chats' prompts that are read in one.
-    precision: "auto" measures at start and
-    keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
+    precision: of the image tower and the decoder; "auto" measures both at start and keeps the faster. threads: of the torch
+    operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
     lanes: batches computed beside each other, on one core each; 0 for as many as there are cores (a GPU has none).
     lane_rows: films in one such batch; more gain nothing on a core and wait longer.

@@ -27,13 +27,13 @@ from foundation.gate import Gate
 from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening, Picture
-from serving.config import EngineConfig
+from serving.config import EngineConfig, Precision
 from serving.faults import fault
-from serving.generation import ChatLane
+from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
 from serving.looks import Look, Looks, view_key
 from serving.messages import Batch, Film, Outcome, Request
-from serving.precision import settle
+from serving.precision import settle, settle_decoder
 from serving.residency import Residency
 from serving.transport import failure
 from serving.works import Seen, Tools, Work, plan
@@ -92,7 +92,7 @@ class Engine:
         self.checkpoint = checkpoint
         self.backbone: Backbone = checkpoint.backbone
         self.precision = settle(self.backbone, self.config.precision)
-        decoder = _open_decoder(checkpoint)
+        decoder = _open_decoder(checkpoint, self.config.precision)
         self._under_way: list[Prepared] = []
         residency = Residency(self.backbone, store, self.config.adapters + 1, self.config.unloaded)
         self.bank = residency.bank
@@ -194,9 +194,9 @@ class Engine:
         """On how many cores operations of the calling thread run."""
         use_threads(count)
 
-    def generate(self) -> list[Outcome]:
-        """Let every chat go on by a few tokens."""
-        return self._chats.turn(time.monotonic(), fault)
+    def generate(self, has_news: HasNews = never) -> list[Outcome]:
+        """Let every chat go on by a few tokens, fewer once there is news."""
+        return self._chats.turn(time.monotonic(), fault, has_news)
 
     def cancel(self, request_id: int) -> bool:
         """Stop writing a chat; False if it is not being written."""
@@ -328,12 +328,14 @@ class Engine:
         return {**value, "provenance": provenance, "compute_ms": compute_ms}
 
 
-def _open_decoder(checkpoint: Checkpoint) -> Decoder | None:
+def _open_decoder(checkpoint: Checkpoint, precision: Precision) -> Decoder | None:
     if not checkpoint.has_decoder:
         return None
     from foundation.decoder import Decoder
 
-    return Decoder.load(checkpoint.folder).to(checkpoint.backbone.device)
+    decoder = Decoder.load(checkpoint.folder).to(checkpoint.backbone.device)
+    settle_decoder(decoder, precision)
+    return decoder
 
 
 def _ms_since(start: float) -> float:

@@ -34,7 +34,7 @@ class Runs(Protocol):
 
     def run(self, batch: Batch) -> list[Outcome]: ...
 
-    def generate(self) -> list[Outcome]: ...
+    def generate(self, has_news: Callable[[], bool]) -> list[Outcome]: ...
 
     def cancel(self, request_id: int) -> bool: ...
 
@@ -87,7 +87,7 @@ class EngineLoop:
             self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
             self._tell(outcomes)
         elif step.generates:
-            self._tell(self._engine.generate())
+            self._tell(self._engine.generate(self._has_news))
         else:
             return False
         self._send({"kind": "beat"})
@@ -105,6 +105,10 @@ class EngineLoop:
                 yield self.inbox.get_nowait()
             except queue.Empty:
                 return
+
+    def _has_news(self) -> bool:
+        """Whether a message came while nothing else waited. While something waits, chats keep the whole of their turns."""
+        return not len(self._scheduler) and not self.inbox.empty()
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
@@ -187,7 +191,7 @@ class LanesLoop(EngineLoop):
             self._finish(self._computed.pop(0))
         if self._engine.generating:
             self._use_what_is_free()
-            self._tell(self._engine.generate())
+            self._tell(self._engine.generate(self._has_news))
             self._send({"kind": "beat"})
         return True
 

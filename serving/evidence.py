@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from foundation.places import place_of
 from foundation.prompt import FindingState
 from foundation.questions import interpret_question
 from serving.messages import ChatTurn
-
-if TYPE_CHECKING:
-    from foundation.backbone import Backbone, ImageFeatures
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,12 @@ def placed(
     return found
 
 
-def heat_map(backbone: Backbone, features: ImageFeatures, label: str, direction: Tensor) -> HeatMap:
+def heat_map(label: str, patches: Tensor, grid: tuple[int, int], direction: Tensor) -> HeatMap:
     """Each patch's likeness to `direction` (E,), "there is" minus "there is no"; spread to 0..1 over this film.
 
-    features: of one film (B = 1). A film on which all patches are alike gives zeros.
+    patches (N, E) of the film on `grid` (h, w). A film on which all patches are alike gives zeros.
     """
-    return spread_map(label, _likeness(backbone.patch_embeddings(features)[0].float(), direction, features.grid))
+    return spread_map(label, _likeness(patches, direction, grid))
 
 
 def spread_map(label: str, likeness: Tensor, method: str = "dense") -> HeatMap:

@@ -27,7 +27,7 @@ from foundation.sampling import StopMatcher
 from serving.config import EngineConfig
 from serving.engine import EngineFacts
 from serving.faults import fault
-from serving.generation import TOO_LATE
+from serving.generation import TOO_LATE, HasNews, never
 from serving.messages import Batch, Outcome, Request
 from serving.transport import failure
 
@@ -90,8 +90,8 @@ class GenerateEngine:
                 self._waiting.append(request)
         return refused
 
-    def generate(self) -> list[Outcome]:
-        """What was written since the last call; waits a moment for it."""
+    def generate(self, has_news: HasNews = never) -> list[Outcome]:
+        """What was written since the last call; waits a moment for it, news or not."""
         now = time.monotonic()
         late = [one for one in self._requests() if one.deadline is not None and one.deadline <= now]
         outcomes = [failure(one.id, DeadlineExceeded(TOO_LATE)) for one in late if self.cancel(one.id)]

@@ -34,9 +34,14 @@ if TYPE_CHECKING:
     from foundation.decoder import Decoder
 
 OnFault = Callable[[int, Exception, str], Outcome]
+HasNews = Callable[[], bool]
 STAGING_ROWS = 8
 WITHOUT = 2  # films an answer is scored against: blank and shuffled
 TOO_LATE = "The answer was not finished in time. Ask for fewer max_tokens, or try again later."
+
+
+def never() -> bool:
+    return False
 
 
 class ChatLane:
@@ -102,8 +107,11 @@ class ChatLane:
                 chat.stores = False
 
     @torch.inference_mode()
-    def turn(self, now: float, on_fault: OnFault) -> list[Outcome]:
-        """Every chat goes on by a few tokens: what became certain, and the end of those that are over."""
+    def turn(self, now: float, on_fault: OnFault, has_news: HasNews = never) -> list[Outcome]:
+        """Every chat goes on by a few tokens: what became certain, and the end of those that are over.
+
+        has_news: whether somebody asks for something else; then the turn ends early.
+        """
         outcomes = [self._too_late(chat) for chat in list(self._chats.values()) if _is_late(chat, now)]
         budget = self._prefill_tokens
         for _ in range(self._tokens_per_turn):
@@ -114,7 +122,7 @@ class ChatLane:
             budget -= sum(length for _, length in pieces)
             is_first = any(feed.left == length and not feed.answer_from for feed, length in pieces)
             outcomes += self._step(pieces, on_fault)
-            if is_first:
+            if is_first or has_news():
                 break
         for chat in list(self._chats.values()):
             outcomes += self._said(chat, on_fault)
@@ -192,7 +200,7 @@ class ChatLane:
         begun, writing = time.perf_counter(), list(self._writing)
         pieces = sorted(pieces, key=lambda piece: piece[1] > 1)  # `SlotDecoder.run` wants single tokens first
         spans = [Span(row, chat.length, 1, chat.slot) for row, chat in enumerate(writing)]
-        spans += [Span(feed.row, feed.fed, length, feed.chat.slot) for feed, length in pieces]
+        spans += [Span(feed.row, feed.fed, length, feed.chat.slot, feed.wants(length)) for feed, length in pieces]
         newest = [chat.writer.token_ids[-1] for chat in writing if chat.writer is not None]
         embedded = torch.cat([self._model.embed(newest), *(feed.piece(length) for feed, length in pieces)])
         hidden, broken = self._run(spans, embedded)
@@ -206,15 +214,15 @@ class ChatLane:
                 chat.length += 1
                 speaking.append((chat, at))
         place = len(writing)
-        for feed, length in pieces:
+        for (feed, length), wanted in zip(pieces, [span.wants for span in spans[len(writing) :]], strict=True):
             if self._has(feed.chat):
                 self.read_tokens += length
-                self._score(feed, length, hidden[place : place + length])
+                self._score(feed, length, hidden[place : place + wanted])
                 feed.fed += length
                 if not feed.left and not feed.answer_from:
                     self._move_in(feed)
-                    speaking.append((feed.chat, place + length - 1))
-            place += length
+                    speaking.append((feed.chat, place + wanted - 1))
+            place += wanted
         if speaking:
             outcomes += self._speak([chat for chat, _ in speaking], hidden[[at for _, at in speaking]], on_fault)
         self._close_scored([feed for feed, _ in pieces if not feed.left and feed.answer_from and self._has(feed.chat)])
@@ -229,7 +237,7 @@ class ChatLane:
             return self._model.run(spans, embedded), {}
         except Exception as error:
             if len(spans) == 1:
-                return torch.zeros_like(embedded), {0: error}
+                return torch.zeros_like(embedded[: spans[0].wants]), {0: error}
         broken: dict[int, Exception] = {}
         parts = []
         for at, (span, part) in enumerate(zip(spans, embedded.split([span.length for span in spans]), strict=True)):
@@ -300,7 +308,7 @@ class ChatLane:
         places = feed.scored(length)
         if not places:
             return
-        logits = self._model.logits(hidden[places.start - feed.fed : places.stop - feed.fed])
+        logits = self._model.logits(hidden[-len(places) :])
         answer = torch.tensor([[feed.ids[place + 1]] for place in places], device=logits.device)
         feed.log_probability += float((logits.gather(1, answer)[:, 0] - logits.logsumexp(1)).sum())
 

@@ -1,22 +1,26 @@
-"""Which number format the image tower computes in: as asked, or whichever a short measurement finds faster.
+"""Which number format the image tower and the decoder compute in: as asked, or whichever a short measurement finds faster.
 
-bfloat16 moves scores in the third digit and is faster on most, not all, machines and shapes.
+bfloat16 moves scores in the third digit and is faster on most, not all, machines and shapes. Each is measured by itself.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
+    from foundation.decoder import Decoder
     from serving.config import Precision
 
 _FILMS = 4
 _ROUNDS = 3
+_PROMPT_TOKENS = 128
 WORTH = 0.9  # bfloat16 must take at most this share of float32's time
 
 
@@ -33,14 +37,39 @@ def settle(backbone: Backbone, wanted: Precision) -> str:
     return "bfloat16"
 
 
+def settle_decoder(decoder: Decoder, wanted: Precision) -> str:
+    """Put the decoder into its format and return that format's name."""
+    if wanted == "float32":
+        return wanted
+    original = [parameter.data for parameter in decoder.parameters()]
+    slow_s = _prompt_s(decoder) if wanted == "auto" else float("inf")
+    decoder.compute_in(torch.bfloat16)
+    if wanted == "auto" and _prompt_s(decoder) > WORTH * slow_s:
+        for parameter, data in zip(decoder.parameters(), original, strict=True):
+            parameter.data = data
+        return "float32"
+    return "bfloat16"
+
+
 @torch.inference_mode()
 def _forward_s(backbone: Backbone) -> float:
     """The best of a few forwards, in seconds."""
     size = backbone.contract.size
     pixels = torch.zeros(_FILMS, 3, size, size)
+    return _best_s(lambda: backbone.encode_image(pixels).embedding)
+
+
+@torch.inference_mode()
+def _prompt_s(decoder: Decoder) -> float:
+    """The best of a few readings of a prompt, in seconds: that is most of a chat's work."""
+    ids = torch.full((1, min(_PROMPT_TOKENS, decoder.context)), decoder.end_id, device=decoder.model.device)
+    return _best_s(lambda: decoder.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits)
+
+
+def _best_s(forward: Callable[[], Tensor]) -> float:
     times = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        backbone.encode_image(pixels).embedding.sum().item()
+        forward().sum().item()
         times.append(time.perf_counter() - start)
     return min(times[1:])

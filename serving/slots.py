@@ -1,9 +1,8 @@
-"""SlotCache: one static key-value cache for all sequences under way, a row each; and what runs a Llama over it.
-
-    keys, values of a layer   (R, H, T, d)     R rows, H key-value heads, T places, d per head
+"""SlotDecoder: runs a Llama over the rows of one static key-value cache (`slot_cache.py`).
 
     run(spans, embedded)      every span is a few new tokens of one row, at their own places; all maps of a layer run
-                              over all tokens at once, attention runs row by row (rows that add one token: together)
+                              over all tokens at once (`slot_layer.py`), attention runs row by row (rows that add one
+                              token: together); in the last layer only tokens whose outcome is wanted go on
 
 transformers' own Llama can not write rows at different places into one cache. Here is the same arithmetic over the
 same weights: in float32 the greedy tokens are the same. Rows know nothing of chats; `generation.py` gives them out.
@@ -13,70 +12,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from serving.slot_cache import SlotCache
+from serving.slot_layer import SlotLayer
 
 Adapting = Callable[[Sequence[int]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Span:
-    """`length` new tokens of the sequence in `row`, the first at place `start`, through the adapter in slot `adapter`."""
+    """`length` new tokens of the sequence in `row`, the first at place `start`, through the adapter in slot `adapter`.
+
+    wants: of how many of them, the last ones, the outcome is asked for; of a single token it always is.
+    """
 
     row: int
     start: int
     length: int = 1
     adapter: int = 0
+    wants: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.length > 1 or self.wants == 1
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
-
-class SlotCache:
-    """Keys and values of `rows` sequences of at most `places` tokens."""
-
-    def __init__(self, config: Any, rows: int, places: int, device: torch.device, dtype: torch.dtype) -> None:
-        heads, width = int(config.num_key_value_heads), int(config.head_dim)
-        shape = (rows, heads, places, width)
-        self.keys = [_zeros(shape, device, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [_zeros(shape, device, dtype) for _ in range(config.num_hidden_layers)]
-        self.rows = rows
-
-    def read(self, row: int, length: int) -> Tensor:
-        """A copy of a row's first `length` places: (layers, 2, H, length, d)."""
-        pairs = [torch.stack((k[row, :, :length], v[row, :, :length])) for k, v in zip(self.keys, self.values, strict=True)]
-        return torch.stack(pairs)
-
-    def write(self, row: int, held: Tensor) -> None:
-        """What `read` gave, into the first places of a row."""
-        length = held.shape[3]
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            keys[row, :, :length] = held[layer, 0]
-            values[row, :, :length] = held[layer, 1]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        if source != target:
-            for held in (*self.keys, *self.values):
-                held[target, :, :length] = held[source, :, :length]
-
-    def wipe(self, row: int) -> None:
-        """NOTE: what is masked is multiplied by zero, and zero times NaN is NaN: a broken row must not be left behind."""
-        for held in (*self.keys, *self.values):
-            held[row].zero_()
+    @property
+    def tail(self) -> Span:
+        """The tokens whose outcome is wanted."""
+        return replace(self, start=self.end - self.wants, length=self.wants)
 
 
 class SlotDecoder:
-    """A LlamaForCausalLM over a SlotCache. adapting: the bank's `rows`, where the decoder has adapters.
-
-    The q, k and v maps of a layer come to share one storage, and gate and up another: without adapters each group runs
-    as one product, with adapters each map runs by itself, so that the bank's hooks see it.
-    """
+    """A LlamaForCausalLM over a SlotCache. adapting: the bank's `rows`, where the decoder has adapters."""
 
     def __init__(self, model: Any, rows: int, adapting: Adapting | None = None) -> None:
         config = model.config
@@ -87,9 +64,11 @@ class SlotDecoder:
         self._epsilon = float(config.rms_norm_eps)
         self._heads, self._groups = int(config.num_key_value_heads), config.num_attention_heads // config.num_key_value_heads
         self._width = int(config.head_dim)
-        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._layers = [SlotLayer(layer, self._epsilon) for layer in model.model.layers]
         places = torch.arange(int(config.max_position_embeddings), device=weight.device)[None]
         cosine, sine = model.model.rotary_emb(weight, places)
+        half = self._width // 2
+        sine = torch.cat((-sine[..., :half], sine[..., half:]), -1)  # as `_rotated` takes it
         self._cosine, self._sine = cosine[0, :, None], sine[0, :, None]  # (T, 1, d)
 
     @property
@@ -108,36 +87,40 @@ class SlotDecoder:
         return scores.float()
 
     def run(self, spans: Sequence[Span], embedded: Tensor) -> Tensor:
-        """embedded (n, W): the spans' tokens one behind the other -> (n, W), after the last norm. Fills the cache.
+        """embedded (n, W): the spans' tokens one behind the other -> (wanted ones, W), after the last norm. Fills the cache.
 
-        With adapters in it, the spans of one token must come first; they run as one batch, every other by itself.
+        The spans of one token must come first. With adapters in it, those run as one batch, every other by itself.
         """
         if not any(span.adapter for span in spans):
-            return self._run(spans, embedded, embedded.shape[:0], is_fused=True)
+            return self._run(spans, embedded, is_fused=True)
         assert self._adapting is not None
         single = sum(span.length == 1 for span in spans)
         groups = [list(spans[:single])] * bool(single) + [[span] for span in spans[single:]]
         done, begun = [], 0
         for group in groups:
             count = sum(span.length for span in group)
-            shape = (len(group), count // len(group))
             with self._adapting([span.adapter for span in group]):
-                done.append(self._run(group, embedded[begun : begun + count], shape, is_fused=False))
+                done.append(self._run(group, embedded[begun : begun + count], is_fused=False))
             begun += count
         return torch.cat(done)
 
-    def _run(self, spans: Sequence[Span], x: Tensor, shape: Sequence[int], *, is_fused: bool) -> Tensor:
-        """shape: how an adapter's maps are to see the tokens, (rows, tokens of each)."""
+    def _run(self, spans: Sequence[Span], x: Tensor, *, is_fused: bool) -> Tensor:
+        """Not fused, spans are of one length, and an adapter's maps see their tokens as (rows, tokens of each)."""
         plan = _Plan.of(spans, self._groups, x)
         cosine, sine = self._cosine[plan.places], self._sine[plan.places]
+        widths = (self._heads * self._groups, self._heads)
+        shape = (len(spans), len(x) // len(spans))
         for index, layer in enumerate(self._layers):
-            q, k, v = layer.attends(rms_norm(x, x.shape[-1:], layer.norm, self._epsilon), shape, is_fused)
-            q, k = (_rotated(one.unflatten(1, (-1, self._width)), cosine, sine) for one in (q, k))
+            qkv = layer.reads(x, shape, is_fused).unflatten(1, (-1, self._width))
+            q, k = _rotated(qkv[:, : sum(widths)], cosine, sine).split(widths, 1)
             keys, values = self.cache.keys[index], self.cache.values[index]
             plan.write(keys, k)
-            plan.write(values, v.unflatten(1, (-1, self._width)))
-            x = x + layer.speaks(self._attention(plan, q, keys, values), shape, is_fused)
-            x = x + layer.thinks(rms_norm(x, x.shape[-1:], layer.second_norm, self._epsilon), shape, is_fused)
+            plan.write(values, qkv[:, sum(widths) :])
+            if index == len(self._layers) - 1 and plan.told is not None:
+                x, q, plan = x[plan.told], q[plan.told], plan.tails
+                shape = (len(spans), len(x) // len(spans))
+            if len(x):
+                x = layer.speaks(x, self._attention(plan, q, keys, values), shape, is_fused)
         last: Tensor = rms_norm(x, x.shape[-1:], self._model.model.norm.weight, self._epsilon)
         return last
 
@@ -165,6 +148,7 @@ class _Plan:
 
     single: how many spans, all at the beginning, add one token. is_leading: those are rows 0, 1, 2, ... of the cache,
     which need not be gathered. mask (single, 1, g, longest) and (g * n, end): zero, or minus infinity.
+    told: which tokens' outcome is wanted, None for all; tails: the plan of those.
     """
 
     rows: Tensor  # of the spans of one token
@@ -174,13 +158,16 @@ class _Plan:
     longest: int
     mask: Tensor | None
     others: tuple[tuple[Span, Tensor], ...]
+    told: Tensor | None
+    wanted: tuple[Span, ...]
+    groups: int
 
     @classmethod
     def of(cls, spans: Sequence[Span], groups: int, like: Tensor) -> _Plan:
         single = next((index for index, span in enumerate(spans) if span.length > 1), len(spans))
         alone, others = spans[:single], spans[single:]
         rows = [span.row for span in alone]
-        places = torch.tensor([place for span in spans for place in range(span.start, span.end)], device=like.device)
+        places = torch.tensor([*chain.from_iterable(range(span.start, span.end) for span in spans)], device=like.device)
         longest, mask = max((span.end for span in alone), default=0), None
         if alone:
             hidden = torch.arange(longest, device=like.device)[None] > places[:single, None]
@@ -188,7 +175,16 @@ class _Plan:
             mask = mask[:, None, None].expand(-1, 1, groups, -1)
         is_leading = rows == list(range(single))
         masks = tuple((span, _causal(span, groups, like)) for span in others)
-        return cls(torch.tensor(rows, dtype=torch.long, device=like.device), places, single, is_leading, longest, mask, masks)
+        told, wanted = _told(spans, like), tuple(span.tail for span in others if span.wants)
+        where = torch.tensor(rows, dtype=torch.long, device=like.device)
+        return cls(where, places, single, is_leading, longest, mask, masks, told, wanted, groups)
+
+    @property
+    def tails(self) -> _Plan:
+        """What is left of the plan for attention, once all is written and only wanted tokens go on."""
+        assert self.told is not None
+        masks = tuple((span, _causal(span, self.groups, self.others[0][1])) for span in self.wanted)
+        return replace(self, others=masks, told=None)
 
     def write(self, held: Tensor, new: Tensor) -> None:
         """new (n, H, d) into a layer's keys or values (R, H, T, d)."""
@@ -200,68 +196,24 @@ class _Plan:
             begun += span.length
 
 
-class _Layer:
-    """One decoder layer's maps: by themselves, and with those that read the same input as one product."""
-
-    def __init__(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.norm, self.second_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self._reads = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self._opens = (mlp.gate_proj, mlp.up_proj)
-        self._out, self._down, self._act = attention.o_proj, mlp.down_proj, mlp.act_fn
-        self._read, self._open = _shared(self._reads), _shared(self._opens)
-        self._widths = [one.out_features for one in self._reads]
-
-    def attends(self, x: Tensor, shape: Sequence[int], is_fused: bool) -> Sequence[Tensor]:
-        if is_fused:
-            parts: Sequence[Tensor] = linear(x, *self._read).split(self._widths, 1)
-            return parts
-        return [_apply(one, x, shape) for one in self._reads]
-
-    def speaks(self, x: Tensor, shape: Sequence[int], is_fused: bool) -> Tensor:
-        return linear(x, self._out.weight, self._out.bias) if is_fused else _apply(self._out, x, shape)
-
-    def thinks(self, x: Tensor, shape: Sequence[int], is_fused: bool) -> Tensor:
-        if is_fused:
-            gate, up = linear(x, *self._open).chunk(2, 1)
-            return linear(self._act(gate) * up, self._down.weight, self._down.bias)
-        gate, up = (_apply(one, x, shape) for one in self._opens)
-        return _apply(self._down, self._act(gate) * up, shape)
-
-
-def _shared(maps: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of all maps as one; the maps' own become views into it, so that nothing is held twice."""
-    weight = torch.cat([one.weight.data for one in maps])
-    biases = [one.bias.data for one in maps if one.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    begun = 0
-    for one in maps:
-        one.weight.data = weight[begun : begun + one.out_features]
-        if bias is not None:
-            one.bias.data = bias[begun : begun + one.out_features]
-        begun += one.out_features
-    return weight, bias
-
-
-def _apply(one: nn.Module, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """A map called as a module, its hooks with it; x (n, D) as (rows, tokens of each, D)."""
-    y: Tensor = one(x.unflatten(0, tuple(shape)))
-    return y.flatten(0, 1)
+def _told(spans: Sequence[Span], like: Tensor) -> Tensor | None:
+    """Where in the run the wanted tokens stand; None where all are wanted."""
+    if all(span.wants == span.length for span in spans):
+        return None
+    told, end = list[int](), 0
+    for span in spans:
+        end += span.length
+        told += range(end - span.wants, end)
+    return torch.tensor(told, dtype=torch.long, device=like.device)
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding, as Llama turns it: x (n, heads, d), cosine and sine (n, 1, d)."""
+    """Rotary position embedding, as Llama turns it: x (n, heads, d), cosine and sine (n, 1, d), sine's first half negated."""
     half = x.shape[-1] // 2
-    return x * cosine + torch.cat((-x[..., half:], x[..., :half]), -1) * sine
+    turned = torch.cat((x[..., half:], x[..., :half]), -1).mul_(sine)
+    return turned.add_(x * cosine)
 
 
 def _causal(span: Span, groups: int, like: Tensor) -> Tensor:
     mask = torch.full((span.length, span.end), float("-inf"), device=like.device, dtype=like.dtype)
     return mask.triu_(span.start + 1).repeat(groups, 1)
-
-
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros; on the CPU such as take no memory before they are written to."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return torch.from_numpy(np.zeros(shape, np.float32))
-    return torch.zeros(shape, device=device, dtype=dtype)

@@ -42,7 +42,7 @@ class Chooser:
         said = logits.index_fill(1, self._silent.to(logits.device), float("-inf"))
         greedy = said.argmax(1).tolist()
         total = logits.logsumexp(1)
-        are_finite = logits.isfinite().all(1).tolist()
+        are_finite = total.isfinite().tolist()  # not where a logit is NaN or infinite
         tokens: list[int | Exception] = []
         for row, (sampling, writer) in enumerate(asks):
             try:

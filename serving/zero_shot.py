@@ -53,7 +53,9 @@ class PromptSet:
     def vectors(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
         """embeddings of `texts` (T, E) -> positives (K, E) and, where there are any, negatives (K, E)."""
         sizes = [len(group) for group in (*self.positive, *self.negative)]
-        means = torch.stack([F.normalize(part.mean(dim=0), dim=0) for part in embeddings.split(sizes)])
+        is_plain = len(sizes) == len(embeddings)  # each prompt stands for itself
+        means = embeddings if is_plain else torch.stack([part.mean(dim=0) for part in embeddings.split(sizes)])
+        means = F.normalize(means, dim=1)
         count = len(self.positive)
         return means[:count], means[count:] if self.negative else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ class Records:
 
     batches: list[list[int]] = field(default_factory=list)
     chats: dict[int, int] = field(default_factory=dict)
+    news: list[bool] = field(default_factory=list)
 
     @property
     def generating(self) -> int:
@@ -27,7 +29,8 @@ class Records:
         self.chats |= {request.id: 2 for request in batch.requests if request.operation == "chat"}
         return [Outcome(request.id, {}) for request in batch.requests if request.operation != "chat"]
 
-    def generate(self) -> list[Outcome]:
+    def generate(self, has_news: Callable[[], bool]) -> list[Outcome]:
+        self.news.append(has_news())
         self.chats = {number: left - 1 for number, left in self.chats.items()}
         over = [number for number, left in self.chats.items() if left == 0]
         for number in over:
@@ -56,6 +59,24 @@ def test_what_waits_goes_together_and_everyone_is_answered() -> None:
     engine, outcomes = drive(asks(1), asks(2), asks(3, "chat"), asks(4))
     assert engine.batches[0] == [1, 2, 4]
     assert sorted(outcome["request_id"] for outcome in outcomes) == [1, 2, 3, 4]
+
+
+def test_chats_are_told_of_news_only_while_nothing_waits() -> None:
+    engine = Records(chats={9: 9})
+    loop = EngineLoop(engine, Scheduler(Budget(rows=1)), lambda message: None, clock=lambda: 1.0)
+    generate = engine.generate
+
+    def meanwhile(has_news: Callable[[], bool]) -> list[Outcome]:
+        """A message arrives while chats have their turn."""
+        loop.inbox.put(asks(len(engine.news) + 1))
+        return generate(has_news)
+
+    engine.generate = meanwhile  # type: ignore[method-assign]
+    loop.step()  # nothing waited: there is news
+    loop.inbox.put(asks(8))
+    loop.step()  # one of two goes to the encoder
+    loop.step()  # the other still waits: none
+    assert engine.news == [True, False]
 
 
 def test_a_withdrawn_request_does_not_run() -> None:
