@@ -187,7 +187,11 @@ def first_answer_s(served: Served, asked: Ask, begun: float) -> float:
     return time.perf_counter() - begun
 
 
-def run(plan: Plan, log: Callable[[str], None] = print) -> dict[str, Any]:
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(plan: Plan, log: Callable[[str], None] = say) -> dict[str, Any]:
     from foundation.tiny import make_tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
