@@ -33,6 +33,7 @@ test: install
 
 bench: install
 	$(BIN)/python -m benchmarks.trunk_sharing --rounds 3
+	$(BIN)/python -m benchmarks.load --short --rounds 1 --seconds 4
 
 format: install
 	$(BIN)/ruff check --fix .

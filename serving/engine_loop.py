@@ -26,6 +26,11 @@ Message = Mapping[str, Any]
 TOO_LATE = "The request waited longer than its deadline allows. Try again later, or send less at once."
 
 
+def is_plain(batch: Batch) -> bool:
+    """Whether the batch says how fast films go: none of it loads an adapter."""
+    return all(request.operation not in ("load", "unload") for request in batch.requests)
+
+
 class Runs(Protocol):
     """What the loop needs of an engine."""
 
@@ -84,7 +89,8 @@ class EngineLoop:
         if step.batch is not None:
             start = time.perf_counter()
             outcomes = self._engine.run(step.batch)
-            self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
+            if is_plain(step.batch):
+                self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
             self._tell(outcomes)
         elif step.generates:
             self._tell(self._engine.generate(self._has_news))
@@ -250,7 +256,7 @@ class LanesLoop(EngineLoop):
         start = time.perf_counter()
         prepared = self._runs.prepare(batch)
         self._runs.compute(prepared)
-        if prepared.rows:
+        if prepared.rows and is_plain(batch):
             self.paces.note(prepared.rows, time.perf_counter() - start, is_wide=True)
         self._tell(self._runs.finish(prepared))
         self._send({"kind": "beat"})

@@ -36,6 +36,7 @@ from benchmarks.load.films import FORMS, Ask, Form, asks, broken, films
 from benchmarks.load.offline import Offline, offline
 from benchmarks.load.server import HOUSE, Served, cpu_s, serve
 from benchmarks.load.table import markdown
+from benchmarks.section import put_section
 
 VIT_12M = {"image_size": 224, "layers": 10, "width": 320, "head_width": 64, "patch_size": 16}
 MANIFEST = HOUSE.parent / "shared/data/chest/manifest.jsonl"
@@ -187,7 +188,11 @@ def first_answer_s(served: Served, asked: Ask, begun: float) -> float:
     return time.perf_counter() - begun
 
 
-def run(plan: Plan, log: Callable[[str], None] = print) -> dict[str, Any]:
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(plan: Plan, log: Callable[[str], None] = say) -> dict[str, Any]:
     from foundation.tiny import make_tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
@@ -256,9 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.report.parent.mkdir(parents=True, exist_ok=True)
         chosen.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if chosen.table:
-        from benchmarks.load.table import put
-
-        put(chosen.table, markdown(found))
+        put_section("load", markdown(found), chosen.table)
     return 0
 
 

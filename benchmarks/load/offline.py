@@ -98,7 +98,7 @@ class Bare:
 
     def _pipeline(self, films: list[bytes], seconds: float, threads: int) -> list[float]:
         self._torch.set_num_threads(threads)
-        ready: queue.Queue[Any] = queue.Queue(2 * BATCH)
+        ready: queue.Queue[Any] = queue.Queue(2 * BATCH)  # a None at its end
         until = time.perf_counter() + seconds
 
         def decode() -> None:
@@ -110,20 +110,12 @@ class Bare:
 
         thread = threading.Thread(target=decode)
         thread.start()
-        took, is_over = list[float](), False
-        while not is_over:
-            batch = [ready.get() for _ in range(BATCH)]
-            is_over = batch[-1] is None or time.perf_counter() > until
-            batch = [one for one in batch if one is not None]
+        took = list[float]()
+        while batch := _batch(ready):
             start = time.perf_counter()
             self._forward(batch)
             took += [time.perf_counter() - start] * len(batch)
-        while thread.is_alive():
-            with_time = 0.01
-            try:
-                ready.get(timeout=with_time)
-            except queue.Empty:
-                continue
+        thread.join()
         return took
 
     def _lanes(self, films: list[bytes], seconds: float, threads: int) -> list[float]:
@@ -158,6 +150,18 @@ class Bare:
         if pixels:
             with self._torch.inference_mode():
                 self.backbone.encode_image(self._torch.from_numpy(np.stack(pixels))).embedding.sum().item()
+
+
+def _batch(ready: queue.Queue[Any]) -> list[Any]:
+    """The next films, at most BATCH; empty once the None that ends them has come."""
+    found: list[Any] = []
+    while len(found) < BATCH:
+        one = ready.get()
+        if one is None:
+            ready.put(None)
+            break
+        found.append(one)
+    return found
 
 
 def main() -> None:

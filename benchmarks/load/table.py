@@ -1,12 +1,10 @@
-"""From figures to a table in Markdown, and into a page between two markers."""
+"""From figures to a table in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- load: begin -->", "<!-- load: end -->"
 _ROWS: Sequence[tuple[str, str, str]] = (
     ("saturated, 16 clients, over the offline pipeline", "rate_16/pipeline", "at least 0.95"),
     ("saturated, 32 clients, over the offline pipeline", "rate_32/pipeline", "at least 0.95"),
@@ -44,14 +42,6 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{_memory(start['memory_mb'])}, at the end {_memory(start['memory_mb_at_the_end'])} (aim 1.0 GB).",
     ]
     return "\n".join(lines)
-
-
-def put(page: Path, text: str) -> None:
-    """Replace what stands between the markers; a page without them gets them at its end."""
-    old = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before.rstrip()}\n\n{BEGIN}\n{text}\n{END}\n{after.lstrip()}", encoding="utf-8")
 
 
 def _row(cells: Sequence[str]) -> str:
