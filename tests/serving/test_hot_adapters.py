@@ -115,8 +115,9 @@ def test_a_bank_that_differs_from_the_definition_is_found_at_load(
 
     def wrongly(bank: AdapterBank, weights: Any) -> int:
         slot = install(bank, weights)
-        for stack in bank._stacks.values():
-            stack.B *= 1.1
+        for layer in bank._layers.values():
+            for stack in layer._stacks.values():
+                stack.B[1:] *= 1.1
         return slot
 
     monkeypatch.setattr(AdapterBank, "install", wrongly)
