@@ -58,21 +58,21 @@ class Picked:
             is_alike = len(set(numbers)) == 1
             index = torch.tensor(numbers[:1] if is_alike else numbers, dtype=torch.long, device=device)
             return cls(len(places), start, stop, ranks[0], is_alike, ((ranks[0], None, index),))
-        parts = []
+        parts: list[tuple[int, Tensor | None, Tensor]] = []
         for rank in ranks:  # the base's rows go with the first class
             own = [
                 (row, one[1] if one else 0) for row, one in enumerate(inner) if (one[0] == rank if one else rank == ranks[0])
             ]
-            rows, numbers = zip(*own, strict=True)
-            parts.append((rank, torch.tensor(rows, device=device), torch.tensor(numbers, device=device)))
+            rows, index = (torch.tensor(side, dtype=torch.long, device=device) for side in zip(*own, strict=True))
+            parts.append((rank, rows, index))
         return cls(len(places), start, stop, ranks[-1], False, tuple(parts))
 
 
 class _Stack:
     """Factors of one rank class: A (P, D_in, R), B (P, 1 + R, D_out)."""
 
-    def __init__(self, linear: nn.Linear, rank: int, places: int) -> None:
-        self._linear, self._rank = linear, rank
+    def __init__(self, linear: nn.Linear, bias: Tensor, rank: int, places: int) -> None:
+        self._bias = bias
         weight = linear.weight
         is_lazy = weight.device.type == "cpu"
         first = places if is_lazy else min(places, _FIRST_PLACES)
@@ -92,8 +92,7 @@ class _Stack:
         B[1 : 1 + own] = pair.B.to(B.device, non_blocking=True).T * scale
 
     def _put_bias(self, place: int) -> None:
-        if self._linear.bias is not None:
-            self.B[place, 0] = self._linear.bias
+        self.B[place, 0] = self._bias
 
     def _grow(self, places: int) -> None:
         for name in ("A", "B"):
@@ -111,6 +110,8 @@ class AdaptedLinear:
         self._linear = linear
         self._own: Any = linear.forward
         self._stacks: dict[int, _Stack] = {}
+        bias: Tensor | None = linear.bias
+        self._bias = linear.weight.new_zeros(()) if bias is None else bias
         linear.__dict__["forward"] = self.forward
 
     @property
@@ -131,7 +132,7 @@ class AdaptedLinear:
         """Copy a pair into a place. places: how many a new stack is to have where that costs nothing."""
         stack = self._stacks.get(rank)
         if stack is None:
-            stack = self._stacks[rank] = _Stack(self._linear, rank, max(places, place + 1))
+            stack = self._stacks[rank] = _Stack(self._linear, self._bias, rank, max(places, place + 1))
         stack.put(place, pair, scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,10 +171,7 @@ class AdaptedLinear:
         flat = x.reshape(rows, -1, x.shape[-1])  # (B, N, D_in)
         y = x.new_empty(rows, flat.shape[1], linear.out_features)
         for outside in (y[: picked.start], y[picked.stop :]):
-            if linear.bias is None:
-                outside.zero_()
-            else:
-                outside.copy_(linear.bias)
+            outside.copy_(self._bias)
         inside = slice(picked.start, picked.stop)
         shape = (len(A), -1)
         low = torch.bmm(flat[inside].reshape(*shape, flat.shape[-1]), A)  # (n, N, R)

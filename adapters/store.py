@@ -41,11 +41,24 @@ class RefusedAdapter:
     reason: str
 
 
+_Sign = tuple[int, int, int, int]
+
+
+def _sign_of(path: Path) -> _Sign | None:
+    """What changes when a file is written or another is put in its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class AdapterStore:
     """Adapters by name over several roots; where two roots hold the same name, the last, which is the user's, wins."""
 
     def __init__(self, *roots: Path | str) -> None:
         self.roots = tuple(Path(root) for root in roots) or (LIBRARY,)
+        self._known: dict[Path, tuple[_Sign, StoredAdapter]] = {}
 
     @classmethod
     def default(cls, user_root: Path | str | None = None) -> AdapterStore:
@@ -65,8 +78,7 @@ class AdapterStore:
         root = self._root_of(check_name(name))
         if root is None:
             raise self._unknown(name)
-        folder = root / name
-        return StoredAdapter(name, folder, read_card(folder), digest_of(folder), root.resolve() == LIBRARY.resolve())
+        return self._read(root, name)
 
     def verify(self, name: str) -> StoredAdapter:
         """The adapter, after all its files were compared with the hashes of its card."""
@@ -103,6 +115,18 @@ class AdapterStore:
             raise InvalidRequest(f"The adapter {name!r} is bundled and cannot be removed.", param="name")
         with tempfile.TemporaryDirectory(prefix=".removing-", dir=root) as place:
             os.replace(root / name, Path(place) / name)
+
+    def _read(self, root: Path, name: str) -> StoredAdapter:
+        """What the card says; a card that is the same file as when it was last looked at is not read again."""
+        folder = root / name
+        sign = _sign_of(folder / CARD)
+        known = self._known.get(folder)
+        if known is not None and sign is not None and known[0] == sign:
+            return known[1]
+        stored = StoredAdapter(name, folder, read_card(folder), digest_of(folder), root.resolve() == LIBRARY.resolve())
+        if sign is not None and sign == _sign_of(folder / CARD):
+            self._known[folder] = (sign, stored)
+        return stored
 
     def _all(self) -> Iterator[StoredAdapter | RefusedAdapter]:
         for name in sorted(set(self._names())):

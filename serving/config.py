@@ -34,6 +34,8 @@ class EngineConfig:
     precision: "auto" measures at start and
     keeps the faster. threads: of the torch operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
+    adapter_bytes: of the adapters on the device, those of towers and decoder each; adapter_memory_bytes: of those kept ready
+    in the host's memory. adapters: how many different ones a batch may hold.
     """
 
     checkpoint: str = "bundled"
@@ -52,6 +54,8 @@ class EngineConfig:
     cached_film_bytes: int = 256 * MIB
     unloaded: tuple[str, ...] = ()
     cached_prefix_bytes: int = 64 * MIB
+    adapter_bytes: int = 256 * MIB
+    adapter_memory_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -59,7 +63,9 @@ class EngineConfig:
         for name in ("tokens_per_turn", "prefill_tokens", "cached_texts"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)
-        for name in ("cached_film_bytes", "cached_prefix_bytes"):
+        if self.adapter_bytes < 1:
+            raise InvalidRequest("adapter_bytes must be at least 1; adapters need memory to run.", param="adapter_bytes")
+        for name in ("cached_film_bytes", "cached_prefix_bytes", "adapter_memory_bytes"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name} must not be negative; 0 keeps nothing.", param=name)
         if self.threads < 0:

@@ -1,6 +1,6 @@
 """EngineLoop: the life of the engine's one thread. Take in what came, decide, run, send; again.
 
-    inbox (filled by the reading thread) --> Scheduler --> Engine --> send
+    inbox (filled by the reading threads) --> [Doorstep] --> Scheduler --> Engine --> send
 
 It never waits while there is work: a batch is whatever waits when the device is free.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from foundation.errors import DeadlineExceeded
+from serving.doorstep import Doorstep
 from serving.messages import Batch, Outcome
 from serving.scheduler import Scheduler
 from serving.transport import failure, outcome_to_plain, request_from_plain
@@ -43,12 +44,16 @@ class EngineLoop:
         scheduler: Scheduler,
         send: Callable[[Message], None],
         clock: Callable[[], float] = time.monotonic,
+        doorstep: Doorstep | None = None,
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._engine = engine
         self._scheduler = scheduler
         self._send = send
         self._clock = clock
+        self._doorstep = doorstep
+        if doorstep is not None:
+            doorstep.tell(lambda digest: self.inbox.put({"kind": "adapter", "digest": digest}))
 
     def run_forever(self) -> None:
         while True:
@@ -57,8 +62,12 @@ class EngineLoop:
     def step(self, *, waits: bool = False) -> bool:
         """Take in everything that came and take one step; False if there was nothing to do. waits: for a message."""
         is_idle = not len(self._scheduler) and not self._engine.generating
+        if self._doorstep is not None and self._doorstep.may_release:
+            is_idle = False
         for message in self._arrived(waits and is_idle):
             self._take(message)
+        if self._doorstep is not None:
+            self._scheduler.add(self._doorstep.release())
         step = self._scheduler.next(self._clock(), self._engine.generating)
         self._tell(failure(request.id, DeadlineExceeded(TOO_LATE)) for request in step.expired)
         if step.batch is not None:
@@ -81,11 +90,18 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
-            self._scheduler.add([request_from_plain(message["request"])])
+            request = request_from_plain(message["request"])
+            if self._doorstep is None or self._doorstep.admit(request):
+                self._scheduler.add([request])
+        elif message["kind"] == "adapter":
+            assert self._doorstep is not None
+            self._doorstep.arrived(message["digest"])
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
-        elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):
-            self._engine.cancel(message["id"])
+        elif message["kind"] == "cancel":
+            is_held = self._doorstep is not None and self._doorstep.cancel(message["id"])
+            if not is_held and not self._scheduler.cancel(message["id"]):
+                self._engine.cancel(message["id"])
 
     def _tell(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
+from serving.doorstep import Doorstep
 from serving.engine_loop import EngineLoop
 from serving.logs import configure
 from serving.scheduler import Scheduler
@@ -47,7 +48,7 @@ def serve(channel: Channel, config: EngineConfig) -> None:
         channel.send({"kind": "failed", "code": error.code, "message": error.message})
         return
     channel.send({"kind": "hello", "facts": asdict(engine.facts)})
-    loop = EngineLoop(engine, Scheduler(config.budget), channel.send)
+    loop = EngineLoop(engine, Scheduler(config.budget), channel.send, doorstep=_doorstep(engine))
     threading.Thread(target=_read, args=(channel, loop), daemon=True).start()
     loop.run_forever()
 
@@ -63,6 +64,13 @@ def open_engine(config: EngineConfig) -> Engine | GenerateEngine:
     from serving.engine import Engine
 
     return Engine.open(config)
+
+
+def _doorstep(engine: Engine | GenerateEngine) -> Doorstep | None:
+    """For an engine that has adapters."""
+    from serving.engine import Engine
+
+    return Doorstep(engine.loader, engine.absent) if isinstance(engine, Engine) else None
 
 
 def _read(channel: Channel, loop: EngineLoop) -> None:
