@@ -230,7 +230,7 @@ class Residency:
         if size_bytes > self.bank.capacity_bytes:
             raise AdapterRefused(
                 f"The adapter {adapter.card.name!r} takes {size_bytes >> 10} KiB, more than the "
-                f"{self.bank.capacity_bytes >> 10} KiB there are for all adapters. Start the server with more --adapter-memory.",
+                f"{self.bank.capacity_bytes >> 10} KiB there are for all. Start the server with more --adapter-memory.",
                 param="model",
             )
         while not self.bank.has_room(size_bytes):
