@@ -1,4 +1,4 @@
-"""How adapters come into memory and leave it: read beside the model, kept by bytes and by use, and nobody waits for another's."""
+"""How adapters come into memory and leave it: read beside the model, kept by bytes and by use; nobody waits for another's."""
 
 from __future__ import annotations
 
