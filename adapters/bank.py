@@ -15,6 +15,8 @@ inference thread per tower. `lora.py` is the definition this must equal.
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +63,9 @@ class AdapterBank:
         self.held_bytes = 0
         self._residents: dict[int, _Resident] = {}
         self._layers: dict[str, AdaptedLinear] = {}
+        self._users: Counter[str] = Counter()  # how many residents adapt a layer
+        self._free_slots = _Numbers()
+        self._free_places: dict[int, _Numbers] = {}  # by rank class
         self._is_running = False
 
     @classmethod
@@ -92,11 +97,11 @@ class AdapterBank:
                 retry_after_s=_PATIENCE_S,
             )
         rank = rank_class(weights.spec.rank)
-        taken = {one.place for one in self._residents.values() if one.rank == rank}
-        place = next(number for number in range(1, len(taken) + 2) if number not in taken)
-        slot = next(number for number in range(1, len(self._residents) + 2) if number not in self._residents)
+        place, slot = self._free_places.setdefault(rank, _Numbers()).take(), self._free_slots.take()
+        places = 1 + max(1, self.capacity_bytes // size_bytes)
         for name, pair in weights.pairs.items():
-            self._layer(name).put(rank, place, pair, weights.spec.scale, self._places(rank, size_bytes))
+            self._layer(name).put(rank, place, pair, weights.spec.scale, places)
+            self._users[name] += 1
         self._residents[slot] = _Resident(rank, place, frozenset(weights.pairs), size_bytes)
         self.held_bytes += size_bytes
         return slot
@@ -107,9 +112,12 @@ class AdapterBank:
         if resident is None:
             raise InvalidRequest(f"No adapter is resident in slot {slot}; in use are {list(self.slots)}.", param="slot")
         self.held_bytes -= resident.size_bytes
-        left = frozenset[str]().union(*(one.targets for one in self._residents.values()))
-        for name in resident.targets - left:
-            self._layers.pop(name).close()
+        self._free_slots.give_back(slot)
+        self._free_places[resident.rank].give_back(resident.place)
+        self._users.subtract(resident.targets)
+        for name in resident.targets:
+            if not self._users[name]:
+                self._layers.pop(name).close()
 
     def close(self) -> None:
         """Give all layers their own forward back."""
@@ -117,6 +125,8 @@ class AdapterBank:
             layer.close()
         self._layers.clear()
         self._residents.clear()
+        self._users.clear()
+        self._free_slots, self._free_places = _Numbers(), {}
         self.held_bytes = 0
 
     @contextmanager
@@ -152,7 +162,19 @@ class AdapterBank:
             self._layers[name] = AdaptedLinear(find_linear(self.tower, name))
         return self._layers[name]
 
-    def _places(self, rank: int, size_bytes: int) -> int:
-        """How many adapters of this size could ever lie here at once, place 0 besides."""
-        smallest = min([size_bytes, *(one.size_bytes for one in self._residents.values() if one.rank == rank)])
-        return 1 + max(1, self.capacity_bytes // smallest)
+
+class _Numbers:
+    """Gives out the smallest free number, from 1 on."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._returned: list[int] = []
+
+    def take(self) -> int:
+        if self._returned:
+            return heapq.heappop(self._returned)
+        self._next += 1
+        return self._next - 1
+
+    def give_back(self, number: int) -> None:
+        heapq.heappush(self._returned, number)
