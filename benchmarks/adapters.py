@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import copy
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -161,7 +162,6 @@ def server(checkpoint: str, store: Path, slot_bytes: int, memory_bytes: int) -> 
 
 def engine_mb() -> float:
     """Resident memory of the engine process of this server."""
-    import os
 
     from benchmarks.soak import children
 
@@ -180,33 +180,44 @@ def prepared(folder: Path, checkpoint: str, count: int) -> tuple[str, Path, list
 
 
 def through_http(checkpoint: str, registered: int, resident: Sequence[int], clients: int, requests: int) -> dict[str, Any]:
-    lines = []
+    """A server for each number of residents; what was measured is kept after each."""
     with tempfile.TemporaryDirectory() as place:
         opened, store, names, size = prepared(Path(place), checkpoint, registered)
-        films = make_films(8)
+        facts = {"hardware": hardware(), "checkpoint": checkpoint, "registered": registered, "clients": clients}
+        found: dict[str, Any] = {**facts, "adapter_kib": round(size / 1024, 1), "load": load(), "lines": []}
         for count in resident:
-            for memory, told in ((1 << 40, "in memory"), (0, "on disk")):
-                if not memory and (registered, count) != FROM_DISK:
-                    continue
-                with server(opened, store, count * size, memory) as url:
+            for memory in (1 << 40, 0):
+                if memory or (registered, count) == FROM_DISK:
+                    with server(opened, store, count * size, memory) as url:
+                        told = {"resident": count, "others": "in memory" if memory else "on disk"}
+                        warm = registered if memory else 4 * clients
+                        found["lines"] += [told | line for line in _of_server(url, names, clients, warm, requests)]
+                    keep("http", found)
+    return found
 
-                    def ask(pick: Callable[[], int], number: int, url: str = url) -> Seen:
-                        return asyncio.run(traffic(url, names, films, {}, clients=clients, pick=pick, requests=number))
 
-                    order = iter(range(10**9))
-                    first = ask(lambda order=order: next(order) % registered, registered if memory else clients * 4)
-                    before = engine_mb()
-                    for name, pick in (("uniform", uniform(registered, 7)), ("zipf", zipf(registered, 7))):
-                        seen = ask(pick, requests)
-                        assert not seen.failed, seen.failed[:3]
-                        line = {"resident": count, "others": told, "traffic": name, "requests": seen.answers}
-                        line |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95)}
-                        line |= {"first_time_p50_ms": first.percentile_ms(50), "first_time_p95_ms": first.percentile_ms(95)}
-                        line |= {"engine_mb_before": before, "engine_mb_after": engine_mb()}
-                        print(line, flush=True)
-                        lines.append(line)
-    facts = {"hardware": hardware(), "checkpoint": checkpoint, "registered": registered, "clients": clients}
-    return {**facts, "adapter_kib": round(size / 1024, 1), "lines": lines}
+def _of_server(url: str, names: Sequence[str], clients: int, warm: int, requests: int) -> Iterator[dict[str, Any]]:
+    """The first `warm` adapters asked for once, then uniform and skewed traffic over all of them."""
+    films, order = make_films(8), iter(range(10**9))
+
+    def ask(pick: Callable[[], int], number: int) -> Seen:
+        return asyncio.run(traffic(url, names, films, {}, clients=clients, pick=pick, requests=number))
+
+    first = ask(lambda: next(order) % len(names), warm)
+    before = engine_mb()
+    for name, pick in (("uniform", uniform(len(names), 7)), ("zipf", zipf(len(names), 7))):
+        seen = ask(pick, requests)
+        assert not seen.failed, seen.failed[:3]
+        line = {"traffic": name, "requests": seen.answers, "engine_mb_before": before, "engine_mb_after": engine_mb()}
+        line |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95)}
+        line |= {"first_time_p50_ms": first.percentile_ms(50), "first_time_p95_ms": first.percentile_ms(95)}
+        print(line, flush=True)
+        yield line
+
+
+def load() -> float:
+    """How many processes wanted the machine in the last minute."""
+    return round(os.getloadavg()[0], 1)
 
 
 def right_answers(checkpoint: str, adapters: int, clients: int, seconds: float) -> dict[str, Any]:
@@ -220,7 +231,7 @@ def right_answers(checkpoint: str, adapters: int, clients: int, seconds: float) 
             after = engine_mb()
     found = {"hardware": hardware(), "checkpoint": checkpoint, "adapters": adapters, "places": adapters // 2}
     found |= {"clients": clients, "seconds": seconds, "answers": seen.answers, "wrong": seen.wrong, "failed": len(seen.failed)}
-    found |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95)}
+    found |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95), "load": load()}
     return found | {"engine_mb_before": before, "engine_mb_after": after}
 
 
@@ -236,7 +247,7 @@ def keep(part: str, found: Mapping[str, Any]) -> None:
 
 def table(held: Mapping[str, Any]) -> str:
     """The section as Markdown; parts that were not measured are left out."""
-    parts = ["## Adapters", "", "Made by `python -m benchmarks.adapters`; aims and peers in brackets."]
+    parts = ["## Adapters", "", "Made by `python -m benchmarks.adapters`. " + _shared(held)]
     if "batch" in held:
         parts += ["", *_batch_table(held["batch"])]
     if "http" in held:
@@ -251,6 +262,14 @@ def table(held: Mapping[str, Any]) -> str:
             f"{one['engine_mb_before']} MB before and {one['engine_mb_after']} MB after.",
         ]
     return "\n".join(parts)
+
+
+def _shared(held: Mapping[str, Any]) -> str:
+    """How busy the machine was besides, which times and ratios both suffer from."""
+    loads = [f"{name} {one['load']}" for name, one in held.items() if "load" in one]
+    if loads:
+        return f"Processes that wanted the machine while it measured (load average): {', '.join(loads)}."
+    return "The machine was used by others too." if held.get("batch", {}).get("clock") == "cpu" else ""
 
 
 def _batch_table(held: Mapping[str, Any]) -> list[str]:
@@ -318,12 +337,9 @@ def main() -> None:
         torch.set_num_threads(chosen.threads)
         clock = time.process_time if chosen.clock == "cpu" else time.perf_counter
         found = in_a_batch(chosen.rounds, getattr(torch, chosen.dtype), clock, not chosen.no_peft)
-        keep("batch", {**found, "clock": chosen.clock})
+        keep("batch", {**found, "clock": chosen.clock, "load": load()})
     elif chosen.part == "http":
-        keep(
-            "http",
-            through_http(chosen.checkpoint, chosen.adapters or 1000, chosen.resident, chosen.clients or 16, chosen.requests),
-        )
+        through_http(chosen.checkpoint, chosen.adapters or 1000, chosen.resident, chosen.clients or 16, chosen.requests)
     elif chosen.part == "right":
         keep("right", right_answers(chosen.checkpoint, chosen.adapters or 128, chosen.clients or 64, chosen.seconds))
     if RESULTS.exists():
