@@ -1,8 +1,9 @@
 """Adapter folders on disk: LoRA exactly as PEFT writes and reads it, the head, and the card.
 
-`card.py` describes the folder and checks names and hashes; here the tensors are read and bound to a backbone.
-Reading fails closed: wrong base, unknown file or option, a tensor that is missing or does not fit, an adapter
-that changes nothing: all refused, with a sentence that says why.
+`card.py` describes the folder and checks names and hashes. Reading has two halves: `parse_adapter` needs the folder
+alone and no arithmetic of torch, so any thread may do it; `bind_adapter` fits what was read to a backbone. Both fail
+closed: wrong base, unknown file or option, a tensor that is missing or does not fit, an adapter that changes nothing:
+all refused, with a sentence that says why.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.card import CARD, CONFIG, HEAD, WEIGHTS, AdapterCard, digest_of, sha256_of, verify_folder
 from adapters.half import stored
 from adapters.lora import LoraPair, LoraSpec, LoraWeights, check_binding
+from adapters.tensors import as_float32, read_tensors
 from foundation.errors import AdapterNotFound, AdapterRefused
 
 _PREFIX = "base_model.model."
@@ -93,17 +96,41 @@ def write_adapter(folder: Path, adapter: Adapter) -> AdapterCard:
     return card
 
 
-def read_adapter(folder: Path, backbone: HasFingerprint) -> Adapter:
-    """Open an adapter for this backbone, or refuse it with the reason."""
-    card = _verified(folder, backbone)
+@dataclass(frozen=True, eq=False)
+class ParsedLora:
+    """What the two PEFT files say, not yet compared with any tower."""
+
+    config: Mapping[str, Any]
+    weights: LoraWeights
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedAdapter:
+    """A whole folder with its hashes verified, not yet bound to a backbone."""
+
+    card: AdapterCard
+    lora: ParsedLora
+    head: Mapping[str, Tensor]
+    digest: str
+
+
+def parse_adapter(folder: Path) -> ParsedAdapter:
+    """Read and verify a folder, or refuse it. Safe beside a thread that runs the model."""
+    card = verify_folder(folder)
+    return ParsedAdapter(card, _parse_lora(folder), read_tensors(folder / HEAD), digest_of(folder))
+
+
+def bind_adapter(parsed: ParsedAdapter, backbone: HasFingerprint) -> Adapter:
+    """The adapter for this backbone, or a refusal with the reason."""
+    card = _made_for(parsed.card, backbone)
     if card.base.decoder:
         raise AdapterRefused(f"The adapter {card.name!r} adapts the decoder, not the image tower: chat through it instead.")
-    return Adapter(card, read_lora(folder, backbone.image_tower), _load(folder / HEAD), digest_of(folder))
+    return Adapter(card, _bind_lora(parsed.lora, backbone.image_tower), parsed.head, parsed.digest)
 
 
-def read_decoder_adapter(folder: Path, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
-    """Open an adapter of the decoder, made for these towers (what it was shown) and this decoder, or refuse it."""
-    card = _verified(folder, backbone)
+def bind_decoder_adapter(parsed: ParsedAdapter, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
+    """The adapter of the decoder, made for these towers (what it was shown) and this decoder, or a refusal."""
+    card = _made_for(parsed.card, backbone)
     if not card.base.decoder:
         raise AdapterRefused(f"The adapter {card.name!r} is for {card.task}: it does not chat.")
     if card.base.decoder != decoder.fingerprint:
@@ -111,12 +138,20 @@ def read_decoder_adapter(folder: Path, backbone: HasFingerprint, decoder: HasLan
             f"The adapter {card.name!r} was made for another decoder ({card.base.decoder[:12]}), not for the one that "
             f"is loaded ({decoder.fingerprint[:12]}); fine-tune it on this one or load the other."
         )
-    return Adapter(card, read_lora(folder, decoder.model), _load(folder / HEAD), digest_of(folder))
+    return Adapter(card, _bind_lora(parsed.lora, decoder.model), parsed.head, parsed.digest)
 
 
-def _verified(folder: Path, backbone: HasFingerprint) -> AdapterCard:
-    """The card of a whole folder that was made for this backbone."""
-    card = verify_folder(folder)
+def read_adapter(folder: Path, backbone: HasFingerprint) -> Adapter:
+    """Open an adapter for this backbone, or refuse it with the reason."""
+    return bind_adapter(parse_adapter(folder), backbone)
+
+
+def read_decoder_adapter(folder: Path, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
+    """As `read_adapter`, for an adapter of the decoder."""
+    return bind_decoder_adapter(parse_adapter(folder), backbone, decoder)
+
+
+def _made_for(card: AdapterCard, backbone: HasFingerprint) -> AdapterCard:
     if card.base.fingerprint != backbone.fingerprint:
         raise AdapterRefused(
             f"The adapter {card.name!r} was made for the base {card.base.name!r} ({card.base.fingerprint[:12]}), not "
@@ -148,17 +183,24 @@ def write_lora(folder: Path, weights: LoraWeights, base_name: str | None = None)
 
 def read_lora(folder: Path, tower: nn.Module) -> LoraWeights:
     """The LoRA part alone, of our folders and of those that peft saved; bound to `tower` in full or refused."""
+    return _bind_lora(_parse_lora(folder), tower)
+
+
+def _parse_lora(folder: Path) -> ParsedLora:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise AdapterNotFound(f"The folder {folder.name!r} holds no {CONFIG} with {WEIGHTS}; it is not a LoRA adapter.")
     config = _read_config(folder / CONFIG)
-    pairs = _pair_up(_load(folder / WEIGHTS))
-    spec = LoraSpec(tuple(pairs), int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
-    weights = LoraWeights(spec, pairs)
-    check_binding(tower, weights)
-    _check_complete(tower, config, pairs)
-    if weights.changes_nothing:
+    pairs = _pair_up(read_tensors(folder / WEIGHTS))
+    if not any(np.any(pair.A.numpy()) and np.any(pair.B.numpy()) for pair in pairs.values()):
         raise AdapterRefused("Every LoRA product of the adapter is zero: it changes nothing. It was saved untrained.")
-    return weights
+    spec = LoraSpec(tuple(pairs), int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora", False)))
+    return ParsedLora(config, LoraWeights(spec, pairs))
+
+
+def _bind_lora(parsed: ParsedLora, tower: nn.Module) -> LoraWeights:
+    check_binding(tower, parsed.weights)
+    _check_complete(tower, parsed.config, parsed.weights.pairs)
+    return parsed.weights
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -182,20 +224,20 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _pair_up(tensors: Mapping[str, Tensor]) -> dict[str, LoraPair]:
-    sides: dict[str, dict[str, Tensor]] = {}
+    sides: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
     for key, tensor in tensors.items():
         match = re.fullmatch(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
         if match is None or tensor.ndim != 2:
             raise AdapterRefused(f"{WEIGHTS} holds the tensor {key!r}, which is no LoRA factor of a linear layer.")
-        sides.setdefault(match[1], {})[match[2]] = tensor.float()
+        sides.setdefault(match[1], {})[match[2]] = as_float32(tensor)
     for name, pair in sides.items():
         if set(pair) != {"A", "B"}:
             raise AdapterRefused(f"{WEIGHTS} holds only one of the two factors of {name!r}.")
     if not sides:
         raise AdapterRefused(f"{WEIGHTS} holds no tensors.")
-    if not all(bool(torch.isfinite(side).all()) for pair in sides.values() for side in pair.values()):
+    if not all(bool(np.isfinite(side).all()) for pair in sides.values() for side in pair.values()):
         raise AdapterRefused(f"{WEIGHTS} holds numbers that are not finite.")
-    return {name: LoraPair(pair["A"], pair["B"]) for name, pair in sides.items()}
+    return {name: LoraPair(torch.from_numpy(pair["A"]), torch.from_numpy(pair["B"])) for name, pair in sides.items()}
 
 
 def _check_complete(tower: nn.Module, config: Mapping[str, Any], pairs: Mapping[str, LoraPair]) -> None:
@@ -224,14 +266,6 @@ def _matches(name: str, pattern: str | Sequence[str] | None) -> bool:
         except re.error:
             raise AdapterRefused(f"{CONFIG}: target_modules is not a valid pattern.") from None
     return any(name == ending or name.endswith(f".{ending}") for ending in pattern)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError):
-        raise AdapterRefused(f"{path.name} is not a readable safetensors file; copy the adapter again.") from None
-    return tensors
 
 
 def _whole(value: float) -> float:

@@ -84,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
             add_tls(command)
             add_engine(command)
         _add_model(command)
+        command.add_argument(
+            "--adapter-memory", type=int, default=256, metavar="MIB", help="for adapters on the device; 256 where left out"
+        )
         add_chat_backend(command)
 
     for name, run, text in (
@@ -156,7 +159,12 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
     from serving.config import EngineConfig, ServerConfig
     from serving.keys import new_key
 
-    engine = EngineConfig(checkpoint=chosen.checkpoint, adapters_dir=chosen.adapters, **engine_options(chosen))
+    engine = EngineConfig(
+        checkpoint=chosen.checkpoint,
+        adapters_dir=chosen.adapters,
+        adapter_bytes=getattr(chosen, "adapter_memory", 256) << 20,
+        **engine_options(chosen),
+    )
     api_key = os.environ.get(KEY_VARIABLE) or None
     return ServerConfig(
         host=host,

@@ -39,6 +39,8 @@ class EngineConfig:
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
     lanes: batches computed beside each other, on one core each; 0 for as many as there are cores (a GPU has none).
     lane_rows: films in one such batch; more gain nothing on a core and wait longer.
+    adapter_bytes: of the adapters on the device, those of towers and decoder each; adapter_memory_bytes: of those kept ready
+    in the host's memory. adapters: how many different ones a batch may hold.
     """
 
     checkpoint: str = "bundled"
@@ -59,6 +61,8 @@ class EngineConfig:
     cached_prefix_bytes: int = 64 * MIB
     lanes: int = 0
     lane_rows: int = 4
+    adapter_bytes: int = 256 * MIB
+    adapter_memory_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -66,7 +70,9 @@ class EngineConfig:
         for name in ("tokens_per_turn", "prefill_tokens", "cached_texts", "lane_rows"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} must be at least 1.", param=name)
-        for name in ("cached_film_bytes", "cached_prefix_bytes"):
+        if self.adapter_bytes < 1:
+            raise InvalidRequest("adapter_bytes must be at least 1; adapters need memory to run.", param="adapter_bytes")
+        for name in ("cached_film_bytes", "cached_prefix_bytes", "adapter_memory_bytes"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name} must not be negative; 0 keeps nothing.", param=name)
         for name in ("threads", "lanes"):

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.store import AdapterStore
+from adapters.store import AdapterStore, StoredAdapter
 from foundation.backbone import Backbone
 from foundation.checkpoint import Checkpoint, open_checkpoint
-from foundation.errors import InvalidRequest, VesaliusError
+from foundation.errors import InvalidRequest, Overloaded, VesaliusError
 from foundation.gate import Gate
+from serving.adapter_loader import AdapterLoader
 from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening, Picture
@@ -75,6 +76,7 @@ class Prepared:
     planned: list[tuple[Request, Work | ChatWork]] = field(default_factory=list)
     look: Look | None = None
     texts: Mapping[str, Tensor] = field(default_factory=dict)
+    crowded: list[Request] = field(default_factory=list)  # their adapters find no room beside those of their neighbours
     error: Exception | None = None
     seconds: float = 0.0  # of its forward, where that ran in a lane
 
@@ -94,7 +96,15 @@ class Engine:
         self.precision = settle(self.backbone, self.config.precision)
         decoder = _open_decoder(checkpoint, self.config.precision)
         self._under_way: list[Prepared] = []
-        residency = Residency(self.backbone, store, self.config.adapters + 1, self.config.unloaded)
+        self.loader = AdapterLoader()
+        residency = Residency(
+            self.backbone,
+            store,
+            self.config.adapter_bytes,
+            self.config.unloaded,
+            memory_bytes=self.config.adapter_memory_bytes,
+            loader=self.loader,
+        )
         self.bank = residency.bank
         chats = self._chat_residency(decoder, store)
         gate = Gate.load(checkpoint.folder)
@@ -138,10 +148,9 @@ class Engine:
         )
 
     def _chat_residency(self, decoder: Decoder | None, store: AdapterStore) -> ChatResidency | None:
-        """Places for as many chat adapters as chats are written at once, so that none waits for another's place."""
         if decoder is None:
             return None
-        return ChatResidency(self.backbone, decoder, store, max(self.config.adapters, self.config.chats))
+        return ChatResidency(self.backbone, decoder, store, self.config.adapter_bytes, self.loader)
 
     @property
     def lanes(self) -> int:
@@ -157,6 +166,16 @@ class Engine:
     def generating(self) -> int:
         """How many chats are being written."""
         return len(self._chats)
+
+    def absent(self, request: Request) -> tuple[StoredAdapter, ...]:
+        """The adapters of a request that are still to be read from disk; `run` would read them while its batch waits."""
+        chats, residency = self._tools.chats, self._tools.residency
+        if request.operation == "chat":
+            found = [chats.absent(name) for name in request.adapters] if chats else []
+        else:
+            is_load = request.operation == "load"
+            found = [residency.absent(name, request.digest, is_load=is_load) for name in request.adapters]
+        return tuple(stored for stored in found if stored is not None and request.operation != "unload")
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One Outcome for every request that is not a chat, and for every chat that could not begin."""
@@ -247,6 +266,11 @@ class Engine:
         for request in prepared.batch.requests:
             try:
                 prepared.planned.append((request, self._plan(request, prepared.pinned)))
+            except Overloaded as error:
+                if len(prepared.batch.requests) > 1:
+                    prepared.crowded.append(request)
+                else:
+                    prepared.outcomes.append(failure(request.id, error))
             except VesaliusError as error:
                 prepared.outcomes.append(failure(request.id, error))
         planned = prepared.planned
@@ -271,7 +295,14 @@ class Engine:
                 outcomes.append(Outcome(request.id, self._finished(request, work, value, _ms_since(start))))
         for request, work, opening in openings:  # last: nothing after this may fail and run the batch again
             self._begin(request, work, opening, _ms_since(start))
-        return outcomes
+        return outcomes + self._run_crowded(prepared.crowded, prepared.batch.requests)
+
+    def _run_crowded(self, crowded: Sequence[Request], requests: Sequence[Request]) -> list[Outcome]:
+        """In a batch of their own, once their neighbours are done; in halves where that was so from the first."""
+        if len(crowded) < len(requests):
+            return self._run(crowded)
+        half = len(crowded) // 2
+        return self._run(crowded[:half]) + self._run(crowded[half:])
 
     def _plan(self, request: Request, pinned: set[str]) -> Work | ChatWork:
         if request.operation != "chat":

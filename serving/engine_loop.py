@@ -1,6 +1,7 @@
 """EngineLoop: the life of the engine's one thread. Take in what came, decide, run, send; again.
 
-    inbox (filled by the reading thread, and by lanes that are done) --> Scheduler --> Engine --> send
+    inbox (filled by the reading thread, by the loader, and by lanes that are done) --> [Doorstep] --> Scheduler --> Engine
+                                                                                                               --> send
 
 It never waits while there is work: a batch is whatever waits when the device is free. Where there are lanes (lanes.py),
 batches run beside each other on one core each, and a batch that is alone runs on all cores where that is faster (pace.py).
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from foundation.errors import DeadlineExceeded
 from serving.admission import Device, refusal
 from serving.arena import Arena
+from serving.doorstep import Doorstep
 from serving.lanes import Lanes
 from serving.messages import Batch, Outcome, Request
 from serving.pace import Paces
@@ -65,6 +67,7 @@ class EngineLoop:
         scheduler: Scheduler,
         send: Callable[[Message], None],
         clock: Callable[[], float] = time.monotonic,
+        doorstep: Doorstep | None = None,
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._engine = engine
@@ -73,6 +76,9 @@ class EngineLoop:
         self._clock = clock
         self.paces = Paces()
         self.arena: Arena | None = None  # where films lie that came without their pixels
+        self._doorstep = doorstep
+        if doorstep is not None:
+            doorstep.tell(lambda digest: self.inbox.put({"kind": "adapter", "digest": digest}))
 
     def run_forever(self) -> None:
         while True:
@@ -82,6 +88,7 @@ class EngineLoop:
         """Take in everything that came and take one step; False if there was nothing to do. waits: for a message."""
         for message in self._arrived(waits and not self._has_work):
             self._take(message)
+        self._release()
         if not self._has_work:
             return False
         step = self._scheduler.next(self._clock(), self._engine.generating)
@@ -101,7 +108,7 @@ class EngineLoop:
 
     @property
     def _has_work(self) -> bool:
-        return bool(len(self._scheduler) or self._engine.generating)
+        return bool(len(self._scheduler) or self._engine.generating or self._may_release)
 
     def _arrived(self, waits: bool) -> Iterable[Message]:
         if waits:
@@ -118,11 +125,27 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
-            self._admit(request_from_plain(message["request"], self.arena))
+            request = request_from_plain(message["request"], self.arena)
+            if self._doorstep is None or self._doorstep.admit(request):
+                self._admit(request)
+        elif message["kind"] == "adapter":
+            assert self._doorstep is not None
+            self._doorstep.arrived(message["digest"])
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
-        elif message["kind"] == "cancel" and not self._scheduler.cancel(message["id"]):
-            self._withdraw(message["id"])
+        elif message["kind"] == "cancel":
+            is_held = self._doorstep is not None and self._doorstep.cancel(message["id"])
+            if not is_held and not self._scheduler.cancel(message["id"]):
+                self._withdraw(message["id"])
+
+    def _release(self) -> None:
+        """Let in who waited for an adapter that has come."""
+        for request in self._doorstep.release() if self._doorstep is not None else ():
+            self._admit(request)
+
+    @property
+    def _may_release(self) -> bool:
+        return self._doorstep is not None and self._doorstep.may_release
 
     def _admit(self, request: Request) -> None:
         """Let it wait, or say at once that it would wait too long."""
@@ -162,8 +185,9 @@ class LanesLoop(EngineLoop):
         lanes: int,
         lane_rows: int,
         cores: int,
+        doorstep: Doorstep | None = None,
     ) -> None:
-        super().__init__(engine, scheduler, send, clock)
+        super().__init__(engine, scheduler, send, clock, doorstep=doorstep)
         self._runs = engine
         self._lane_rows, self._cores = lane_rows, cores
         self._lanes: Lanes[Any] = Lanes(lanes, self._compute, lambda one: self.inbox.put({"kind": "computed", "prepared": one}))
@@ -189,6 +213,7 @@ class LanesLoop(EngineLoop):
         for message in self._arrived(waits and not self._can_move):
             self._is_blocked = False
             self._take(message)
+        self._release()
         if not self._can_move:
             return False
         while self._lanes.free and len(self._scheduler) and self._dispatch() and not self._engine.generating:
@@ -204,7 +229,7 @@ class LanesLoop(EngineLoop):
     @property
     def _can_move(self) -> bool:
         may_dispatch = len(self._scheduler) and self._lanes.free and not self._is_blocked
-        return bool(self._engine.generating or self._computed or may_dispatch)
+        return bool(self._engine.generating or self._computed or may_dispatch or self._may_release)
 
     def _dispatch(self) -> bool:
         """Begin the next batch; False where none can be: chats have their turn, or what waits needs what is in use."""

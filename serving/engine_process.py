@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
+from serving.doorstep import Doorstep
 from serving.engine_loop import EngineLoop, LanesLoop
 from serving.logs import configure
 from serving.scheduler import Scheduler
@@ -61,10 +62,16 @@ def loop_over(engine: Engine | GenerateEngine, config: EngineConfig, channel: Ch
     scheduler = Scheduler(config.budget)
     lanes = getattr(engine, "lanes", 0)
     if not lanes:
-        return EngineLoop(engine, scheduler, channel.send)
+        return EngineLoop(engine, scheduler, channel.send, doorstep=_doorstep(engine))
     sys.setswitchinterval(SWITCH_S)
     loop = LanesLoop(
-        cast("Engine", engine), scheduler, channel.send, lanes=lanes, lane_rows=config.lane_rows, cores=config.cores
+        cast("Engine", engine),
+        scheduler,
+        channel.send,
+        lanes=lanes,
+        lane_rows=config.lane_rows,
+        cores=config.cores,
+        doorstep=_doorstep(engine),
     )
     cast("Engine", engine).bank.before_change = loop.wait_idle
     loop.warm_up(engine.check)
@@ -82,6 +89,13 @@ def open_engine(config: EngineConfig) -> Engine | GenerateEngine:
     from serving.engine import Engine
 
     return Engine.open(config)
+
+
+def _doorstep(engine: Engine | GenerateEngine) -> Doorstep | None:
+    """For an engine that has adapters."""
+    from serving.engine import Engine
+
+    return Doorstep(engine.loader, engine.absent) if isinstance(engine, Engine) else None
 
 
 def _read(channel: Channel, loop: EngineLoop) -> None:

@@ -24,27 +24,39 @@ if TYPE_CHECKING:
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of the largest token
 
 
-@torch.inference_mode()
-def check_adapter(backbone: Backbone, bank: AdapterBank, slot: int, adapter: Adapter) -> float:
-    """How far the bank is from the definition, as a share of the largest token. Raises AdapterRefused."""
-    film = torch.from_numpy(normalise(_test_film(backbone.contract.size), backbone.contract))[None]
-    with bank.rows([slot]):
-        through_bank = _say(backbone, film)
-    plain, base = _plainly(backbone, adapter, film), _say(backbone, film)
-    scale = float(plain.abs().max()) or 1.0
-    deviation = float((through_bank - plain).abs().max()) / scale
-    tolerance = TOLERANCES.get(backbone.dtype, 1e-3)
-    if not deviation <= tolerance:  # a number that is none fails as well
-        raise AdapterRefused(
-            f"The adapter {adapter.card.name!r} fails its test: the bank differs from the plain definition by {deviation:.2g} "
-            f"of the largest feature, where {tolerance:g} is allowed. It is not served; train or export it again.",
-            param="model",
-        )
-    if torch.equal(plain, base):
-        raise AdapterRefused(
-            f"The adapter {adapter.card.name!r} fails its test: it changes nothing in what the tower says.", param="model"
-        )
-    return deviation
+class SelfTest:
+    """What every adapter of one backbone is tried with. The base's own answer is computed once."""
+
+    def __init__(self, backbone: Backbone, bank: AdapterBank) -> None:
+        self._backbone = backbone
+        self._bank = bank
+        self._film = torch.from_numpy(normalise(_test_film(backbone.contract.size), backbone.contract))[None]
+        self._base: Tensor | None = None
+
+    @torch.inference_mode()
+    def try_adapter(self, slot: int, adapter: Adapter) -> float:
+        """How far the bank is from the definition, as a share of the largest token. Raises AdapterRefused."""
+        backbone = self._backbone
+        with self._bank.rows([slot]):
+            through_bank = _say(backbone, self._film)
+        plain = _plainly(backbone, adapter, self._film)
+        if self._base is None:
+            self._base = _say(backbone, self._film)
+        scale = float(plain.abs().max()) or 1.0
+        deviation = float((through_bank - plain).abs().max()) / scale
+        tolerance = TOLERANCES.get(backbone.dtype, 1e-3)
+        if not deviation <= tolerance:  # a number that is none fails as well
+            raise AdapterRefused(
+                f"The adapter {adapter.card.name!r} fails its test: the bank differs from the plain definition by "
+                f"{deviation:.2g} of the largest feature, where {tolerance:g} is allowed. It is not served; train or export "
+                "it again.",
+                param="model",
+            )
+        if torch.equal(plain, self._base):
+            raise AdapterRefused(
+                f"The adapter {adapter.card.name!r} fails its test: it changes nothing in what the tower says.", param="model"
+            )
+        return deviation
 
 
 def _plainly(backbone: Backbone, adapter: Adapter, film: Tensor) -> Tensor:

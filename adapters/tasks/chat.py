@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adapters.files import Adapter, HasFingerprint, HasLanguageModel, read_decoder_adapter
+from adapters.files import Adapter, HasFingerprint, HasLanguageModel, ParsedAdapter, bind_decoder_adapter, parse_adapter
 from adapters.tasks.heads import head_options
 from foundation.errors import AdapterRefused
 from foundation.questions import plain_words
@@ -60,7 +60,12 @@ class StatedBy:
 
 def open_chat_adapter(folder: Path, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
     """Read and bind a chat adapter. Refused where it is another task's, another base's, or has a head."""
-    adapter = read_decoder_adapter(folder, backbone, decoder)
+    return bind_chat_adapter(parse_adapter(folder), backbone, decoder)
+
+
+def bind_chat_adapter(parsed: ParsedAdapter, backbone: HasFingerprint, decoder: HasLanguageModel) -> Adapter:
+    """As `open_chat_adapter`, of a folder that has been read."""
+    adapter = bind_decoder_adapter(parsed, backbone, decoder)
     head_options(adapter.card, TASK, tuple(StatedBy().to_head()))
     if adapter.head:
         raise AdapterRefused(f"The adapter {adapter.card.name!r} holds a head, which the chat task has not; write it again.")

@@ -28,7 +28,7 @@ class Load:
             chats = tools.chats.take(name, pinned)
             pinned.add(chats.digest)
             return cls({"name": name, "digest": chats.digest, "task": CHAT, "slot": chats.slot, "deviation": 0.0})
-        resident = tools.residency.take(name, pinned)
+        resident = tools.residency.take(name, pinned, falls_back=False)
         pinned.add(resident.digest)
         told = {"name": name, "digest": resident.digest, "task": resident.card.task}
         return cls({**told, "slot": resident.slot, "deviation": resident.deviation}, resident)

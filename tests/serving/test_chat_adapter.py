@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import noise_film, write_checkpoint, write_findings
 
+from adapters.bank import AdapterBank
 from adapters.fake import make_fake_chat_adapter
 from adapters.files import write_adapter
 from adapters.lora import load_weights, remove_lora
@@ -130,7 +131,8 @@ def test_training_builds_the_prompt_that_serving_builds(place: Path, findings: s
 
 def test_a_place_in_use_is_kept_and_the_longest_unused_leaves(place: Path) -> None:
     backbone, decoder = open_checkpoint(place / "checkpoint").backbone, Decoder.load(place / "checkpoint")
-    residency = ChatResidency(backbone, decoder, AdapterStore(place / "adapters"), capacity=2)
+    two = 2 * AdapterBank.over(decoder.model).bytes_of(make_fake_chat_adapter("", decoder, "any").lora)
+    residency = ChatResidency(backbone, decoder, AdapterStore(place / "adapters"), capacity_bytes=two)
     first, second = residency.take("chat-1"), residency.take("chat-2")
     assert residency.take("chat-1") is first
     third = residency.take("chat-3", in_use={first.digest})
@@ -141,7 +143,9 @@ def test_a_place_in_use_is_kept_and_the_longest_unused_leaves(place: Path) -> No
 
 
 def test_a_chat_under_way_keeps_its_place(place: Path) -> None:
-    engine = engine_of(place, chats=1, adapters=1)
+    engine = engine_of(place, chats=1)
+    bank = engine._tools.chats.bank
+    bank.capacity_bytes = bank.bytes_of(make_fake_chat_adapter("", Decoder.load(place / "checkpoint"), "any").lora)
     assert engine.run(Batch((chat(1, "chat-1"),))) == []
     (refused,) = engine.run(Batch((chat(2, "chat-2"),)))
     assert refused.error_code == "overloaded"

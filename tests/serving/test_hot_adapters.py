@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 from live_api import error_of, png_film, serving
 from tiny import noise_film, write_checkpoint, write_task
 
@@ -115,8 +114,9 @@ def test_a_bank_that_differs_from_the_definition_is_found_at_load(
 
     def wrongly(bank: AdapterBank, weights: Any) -> int:
         slot = install(bank, weights)
-        for stack in bank._stacks.values():
-            stack.B *= 1.1
+        for layer in bank._layers.values():
+            for stack in layer._stacks.values():
+                stack.B[1:] *= 1.1
         return slot
 
     monkeypatch.setattr(AdapterBank, "install", wrongly)
@@ -138,15 +138,15 @@ def test_a_folder_replaced_while_it_is_read_is_never_a_mixture(
 
     engine = open_engine(made, store)
     folder, other = store.roots[-1] / "live", made / "2" / "live"
-    read_lora = reading.read_lora
+    parse = reading._parse_lora
 
-    def slowly(path: Path, tower: torch.nn.Module) -> Any:
+    def slowly(path: Path) -> Any:
         monkeypatch.undo()
         for name in ("adapter_model.safetensors", "head.safetensors", "card.json"):
             shutil.copyfile(other / name, folder / name)
-        return read_lora(path, tower)
+        return parse(path)
 
-    monkeypatch.setattr(reading, "read_lora", slowly)
+    monkeypatch.setattr(reading, "_parse_lora", slowly)
     digest, numbers = read(one(engine, classify(noise_film(1))))
     assert digest == digest_of(other)
     assert numbers == read(one(open_engine(made, store), classify(noise_film(1))))[1]
