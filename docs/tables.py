@@ -19,10 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- figure: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.S)
 HEADLINES = (
-    "auroc", "zero-shot auroc mean", "boosting, zeros auroc", "boosting, NaN auroc", "no-harm gap", "dice", "hd95", "surface dice",
-    "auroc text", "auroc memory", "auroc reconstruction", "auroc trained", "closed accuracy", "closed accuracy, majority answer",
-    "closed accuracy, blank film", "likelier of yes and no", "likelier of yes and no, blank film",
-    "margin over the majority answer", "margin over its own blank film",
+    "auroc", "zero-shot auroc mean", "boosting, zeros auroc", "boosting, NaN auroc", "no-harm gap", "dice", "hd95",
+    "surface dice", "auroc text", "auroc memory", "auroc reconstruction", "auroc trained", "closed accuracy",
+    "closed accuracy, majority answer", "closed accuracy, blank film", "likelier of yes and no",
+    "likelier of yes and no, blank film", "margin over the majority answer", "margin over its own blank film",
 )  # fmt: skip
 BY = {"hog": "HOG + PCA + logistic regression", "cnn": "small CNN from scratch", "zero-shot": "Vesalius zero-shot"}
 

@@ -32,7 +32,7 @@ from training.classification import patient_chances
 from training.finetune_job import TrainableBackbone
 from training.level_fit import Seen, Truth, fit_levels
 from training.manifest import Row
-from training.metrics import auroc
+from training.metrics import PatientBootstrap, Statistic, auroc, difference
 from training.synthetic import draw_lesion, lay_over
 from training.trunk_cache import TrunkCache, augmented_pixels, to_pixels
 
@@ -42,6 +42,7 @@ PATCH_WEIGHT = 0.5
 COVERED = 0.2  # share of a patch that a lesion must cover
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of what gradients trained, beside the reading of the levels
 WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
+WEIGHT_RESAMPLES = 300
 USEFUL = 0.55  # AUROC of a branch alone
 SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
 FEW = 20.0  # normal films from which on the spread at one place counts for more than the spread everywhere
@@ -279,22 +280,31 @@ def score_all(
     return np.concatenate(scores), np.concatenate(maps)
 
 
-def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_]) -> Floats:
-    """The branches' weights in the fusion that rank the `choose` films best; among equals the most even ones.
+def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_], patients: Sequence[str]) -> Floats:
+    """The branches' weights in the fusion: of those that rank the `choose` films best, the most even ones.
 
-    A branch that ranks them hardly better than chance gets none, unless no branch does better.
+    As good as the best is what lies within one standard error of it, over resamples of patients (Breiman's rule): a few
+    films are too few to choose finely by. A branch that alone falls further behind the best one, or ranks hardly better
+    than chance, gets none.
     """
-    held = scores[~is_abnormal]
+    draws = PatientBootstrap(patients, WEIGHT_RESAMPLES)
+
+    def ranks(values: Floats) -> Statistic:
+        return lambda weights: auroc(values, is_abnormal, weights)
+
+    def is_as_good(values: Floats, best: Floats) -> bool:
+        gap = difference(ranks(best), ranks(values))
+        return float(gap(np.ones((1, len(values))))[0]) <= float(np.nanstd(draws.samples(gap)))
+
     alone = np.array([auroc(column, is_abnormal)[0] for column in scores.T])
-    useful = alone >= min(USEFUL, float(alone.max()))
-    best, best_value = useful.astype(np.float64), -1.0
+    leader = scores[:, int(alone.argmax())]
+    useful = (alone >= min(USEFUL, float(alone.max()))) & np.array([is_as_good(column, leader) for column in scores.T])
     tried = [np.array(one) * useful for one in product(WEIGHT_STEPS, repeat=scores.shape[1])]
     tried = [one for one in tried if one.max() == WEIGHT_STEPS[-1]]
-    for weights in sorted(tried, key=lambda one: (-float(one.min()), -float(one.sum()))):
-        value = float(auroc(NormalReference(held, weights).surprise(scores), is_abnormal)[0])
-        if value > best_value + 1e-3:
-            best, best_value = weights, value
-    return best
+    tried = sorted(tried, key=lambda one: (-float(one[useful].min()), -float(one.sum())))
+    fused = [NormalReference(scores[~is_abnormal], weights).surprise(scores) for weights in tried]
+    best = fused[int(np.argmax([auroc(values, is_abnormal)[0] for values in fused]))]
+    return next(weights for weights, values in zip(tried, fused, strict=True) if is_as_good(values, best))
 
 
 def patch_quantiles(maps: npt.NDArray[np.float32], weights: Floats) -> Floats:

@@ -259,7 +259,7 @@ def _finish(job: Job, model: AdaptedDetector, films: Mapping[str, SortedFilms], 
     learn_usual(model, films["choose"].of(NORMAL), contract)
     choose, _ = score_all(model, films["choose"].pixels, contract)
     reference, maps = score_all(model, films["reference"].pixels, contract)
-    weights = choose_weights(choose, films["choose"].is_abnormal)
+    weights = choose_weights(choose, films["choose"].is_abnormal, films["choose"].patients)
     model.head.reference.copy_(torch.from_numpy(reference))
     model.head.weights.copy_(torch.from_numpy(weights))
     model.head.quantiles.copy_(torch.from_numpy(patch_quantiles(maps, weights)))

@@ -235,9 +235,18 @@ def test_weights_follow_the_branch_that_knows() -> None:
     is_ill = np.arange(200) % 2 == 0
     scores = random.normal(size=(200, 3))
     scores[:, 1] += 3 * is_ill
-    weights = choose_weights(scores, is_ill)
-    assert weights[1] == 1.0
-    assert max(weights[0], weights[2]) < 1.0
+    weights = choose_weights(scores, is_ill, [str(number) for number in range(200)])
+    assert weights.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_branches_that_few_films_cannot_tell_apart_count_alike() -> None:
+    random = np.random.default_rng(1)
+    is_ill = np.arange(60) % 2 == 0
+    scores = random.normal(size=(60, 3)) + 1.2 * is_ill[:, None]
+    scores[:, 2] = random.normal(size=60)
+    weights = choose_weights(scores, is_ill, [str(number // 2) for number in range(60)])
+    assert weights[0] == weights[1] == 1.0
+    assert weights[2] == 0.0
 
 
 def test_synthetic_films_hold_lesions() -> None:
