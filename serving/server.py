@@ -123,7 +123,10 @@ def listen(config: ServerConfig) -> socket.socket:
     """Take the port before anything is loaded, so that a taken one is known at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=2048)
+        listener = socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=2048)
+        # NOTE: asyncio does not see that these connections are TCP; without this an answer's second part waits 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError:
         raise InvalidRequest(
             f"Port {config.port} on '{config.host}' cannot be used: it is taken or not allowed. Choose another.",
