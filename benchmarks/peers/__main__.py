@@ -17,6 +17,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ from typing import Any
 
 from benchmarks.load.__main__ import FILMS, MANIFEST, VIT_12M, hardware
 from benchmarks.load.films import FORMS, Form, broken, films
-from benchmarks.load.offline import Offline, offline
 from benchmarks.load.server import HOUSE
+from benchmarks.peers.bare import BareModel, BareModelError, bare_model
 from benchmarks.peers.catalogue import NEEDS, OURS, PEERS, Peer, Start, python_path
 from benchmarks.peers.drive import embedding, question
 from benchmarks.peers.environments import FOLDER, NotInstalledError, lock, pinned_version, python_of
@@ -73,7 +74,7 @@ class Contest:
                 self.missing |= {peer.name: f"not installed: {error}" for peer in peers if peer.environment == name}
         return [peer for peer in peers if peer.environment in self.pythons]
 
-    def round(self, case: Case, peers: Sequence[Peer], files: Sequence[bytes], folder: Path, bare: Offline) -> None:
+    def round(self, case: Case, peers: Sequence[Peer], files: Sequence[bytes], folder: Path, bare: BareModel) -> None:
         """Every server once. One that fails is named in `case.failed` and the others go on."""
         number = max((len(rows) for rows in case.rounds.values()), default=0)
         for peer in peers:
@@ -82,14 +83,14 @@ class Contest:
                 continue
             try:
                 row = self._measured(peer, case, files, folder, bare)
-            except (NotStartedError, OSError, ValueError, LookupError) as error:
+            except (NotStartedError, BareModelError, OSError, ValueError, LookupError) as error:
                 case.failed[peer.name] = str(error) or type(error).__name__
                 self.log(f"{peer.name}: {case.failed[peer.name]}")
                 continue
             case.rounds.setdefault(peer.name, []).append(row)
             self.log(f"{case.form} {case.size} round {number + 1} {peer.name}: {json.dumps(_rounded(row))}")
 
-    def _measured(self, peer: Peer, case: Case, files: Sequence[bytes], folder: Path, bare: Offline) -> Row:
+    def _measured(self, peer: Peer, case: Case, files: Sequence[bytes], folder: Path, bare: BareModel) -> Row:
         port, own = free_port(), Path(tempfile.mkdtemp(prefix=f"{peer.name}-", dir=self.home))
         start = Start(self.pythons[peer.environment], self.checkpoint, port, self.plan.precision, own, self.options)
         good = [question(peer, file, case.form, port) for file in files]
@@ -132,7 +133,7 @@ def run(chosen: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any
         wanted = [peer for peer in PEERS if not chosen.peer or peer.name in (OURS, *chosen.peer)]
         peers = contest.install(wanted, chosen.environments)
         cases = [Case(form, size) for form, size in chosen.case or [("base64", 320)]]
-        with offline(checkpoint, plan.precision) as bare:
+        with bare_model(checkpoint, plan.precision) as bare:
             for case in cases:
                 files, folder = films(case.size, FILMS, chosen.manifest), home / f"{case.form}-{case.size}"
                 folder.mkdir()
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except NotInstalledError as error:
                 print(name, error, flush=True)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no server is left running
     found = run(chosen, lambda line: print(line, file=sys.stderr, flush=True))
     print(markdown(found))
     put(chosen.table, markdown(found))

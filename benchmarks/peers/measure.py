@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load.films import Ask
-from benchmarks.load.offline import Offline
 from benchmarks.load.server import Served
+from benchmarks.peers.bare import BareModel
 from benchmarks.peers.drive import closed, opened, status_of
 
 Row = dict[str, float | None]
@@ -33,11 +33,11 @@ class Bare:
     call_s: float
 
     @classmethod
-    def measured(cls, offline: Offline, films: Path, plan: Plan) -> Bare:
+    def measured(cls, model: BareModel, films: Path, plan: Plan) -> Bare:
         """A call may use one core or all, whichever is faster."""
         seconds = plan.seconds / 2
-        calls = [offline.ask("bare", films, seconds / 2, threads)["median_s"] for threads in {1, plan.cores}]
-        rates = [offline.ask(way, films, seconds, plan.cores)["rate"] for way in ("pipeline", "lanes")]
+        calls = [model.ask("bare", films, seconds / 2, threads)["median_s"] for threads in {1, plan.cores}]
+        rates = [model.ask(way, films, seconds, plan.cores)["rate"] for way in ("pipeline", "lanes")]
         return cls(rates[0], rates[1], min(calls))
 
     def between(self, other: Bare) -> Bare:
@@ -51,10 +51,10 @@ async def lives(served: Served, asked: Ask) -> bool:
     return await status_of(served.url, asked) == 200
 
 
-def measure(served: Served, offline: Offline, films: Path, good: Sequence[Ask], bad: Sequence[Ask], plan: Plan) -> Row:
+def measure(served: Served, model: BareModel, films: Path, good: Sequence[Ask], bad: Sequence[Ask], plan: Plan) -> Row:
     """Figures by name; None for one that cannot be had. Broken films come last: not every server outlives them."""
     row: Row = {"first_answer_s": served.started_s, "memory_mb": served.memory_mb["pss"]}
-    before = Bare.measured(offline, films, plan)
+    before = Bare.measured(model, films, plan)
     crowd = plan.clients[0]
     for clients in plan.clients:
         run = closed(served.url, good, clients, plan.seconds)
@@ -64,7 +64,7 @@ def measure(served: Served, offline: Offline, films: Path, good: Sequence[Ask], 
     queue = opened(served.url, good, 0.7 * saturation, plan.seconds) if saturation else None
     leaving = closed(served.url, good, crowd, plan.seconds, leaving=0.5)
     row["memory_end_mb"] = served.memory_mb["pss"]
-    bare = before.between(Bare.measured(offline, films, plan))
+    bare = before.between(Bare.measured(model, films, plan))
     row |= {
         "pipeline_rate": bare.pipeline_rate,
         "bare_ms": 1000 * bare.call_s,
