@@ -11,6 +11,7 @@ processes say to each other is pickled; what ours do is not.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+log = logging.getLogger("serving.cluster")
 APPLICATION = "vesalius"
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 ONGOING = 4096  # a replica's own limits refuse earlier, and say why
@@ -73,8 +75,9 @@ def serve_cluster(config: ServerConfig, cluster: ClusterConfig, announce: Callab
         serve.start(http_options=_http_options(config))
         try:
             serve.run(deployment(config, cluster).bind(), name=APPLICATION, route_prefix="/")
-        except RuntimeError:  # Ray's text names paths and may hold a config; its own logs have it
-            raise EngineUnavailable("No replica of the server could be started; Ray's logs say why.") from None
+        except RuntimeError:  # Ray's text names paths and may hold a config; the log has it
+            log.exception("serve.run failed")
+            raise EngineUnavailable("No replica of the server could be started; the log says why.") from None
         is_over = _ended_by_signal()
         scheme = "https" if config.tls else "http"
         announce(f"Vesalius listens on {scheme}://{config.host}:{config.port} (research use; not a medical device)")
@@ -150,6 +153,10 @@ class Replica:
 
 
 def _imported() -> tuple[Any, Any]:
+    """Ray reads its settings when it is imported, so what we ask of it is said before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.get(ADDRESS_VARIABLE):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
         from ray import serve
@@ -160,12 +167,14 @@ def _imported() -> tuple[Any, Any]:
 
 def _join(ray: Any) -> None:
     """The operator's cluster where RAY_ADDRESS names one; otherwise one of our own that only this machine can reach."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get(ADDRESS_VARIABLE):
-        ray.init(log_to_driver=False)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+    options: dict[str, Any] = {"log_to_driver": False}
+    if not os.environ.get(ADDRESS_VARIABLE):
+        options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises plain ones too
+        log.exception("ray.init failed")
+        raise EngineUnavailable(f"Ray could not be started or joined ({type(error).__name__}); its log says why.") from None
 
 
 def _environment() -> dict[str, Any]:

@@ -52,8 +52,9 @@ class Case:
 
     @property
     def plain(self) -> dict[str, Any]:
+        rounds = {name: [_rounded(row) for row in rows] for name, rows in self.rounds.items()}
         servers = {name: medians(rows) for name, rows in self.rounds.items()}
-        return {"form": self.form, "size": self.size, "servers": servers, "failed": self.failed, "rounds": self.rounds}
+        return {"form": self.form, "size": self.size, "servers": servers, "failed": self.failed, "rounds": rounds}
 
 
 class Contest:
@@ -61,6 +62,7 @@ class Contest:
 
     def __init__(self, plan: Plan, checkpoint: Path, options: tuple[str, ...], home: Path, log: Callable[[str], None]) -> None:
         self.plan, self.checkpoint, self.options, self.home, self.log = plan, checkpoint, options, home, log
+        self.patience = 1.0
         self.pythons: dict[str, Path] = {"": Path(sys.executable)}
         self.missing: dict[str, str] = {}
 
@@ -96,7 +98,7 @@ class Contest:
         good = [question(peer, file, case.form, port) for file in files]
         bad = [question(peer, broken(file), case.form, port, is_broken=True) for file in files]
         variables = {"PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", **peer.variables(start)}
-        with running(peer.command(start), variables, port, good[0], own / "server.log", peer.limit_s) as served:
+        with running(peer.command(start), variables, port, good[0], own / "server.log", self.patience * peer.limit_s) as served:
             vector = embedding(served.url, good[0])
             row = measure(served, bare, folder, good, bad, self.plan)
             row["lives_on"] = float(asyncio.run(lives(served, good[0])))
@@ -130,6 +132,7 @@ def run(chosen: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any
         is_random = chosen.model == RANDOM
         checkpoint = make_tiny_checkpoint(home / "vit", vision=VIT_12M) if is_random else Path(chosen.model).resolve()
         contest = Contest(plan, checkpoint, tuple(chosen.options), home, log)
+        contest.patience = chosen.patience
         wanted = [peer for peer in PEERS if not chosen.peer or peer.name in (OURS, *chosen.peer)]
         peers = contest.install(wanted, chosen.environments)
         cases = [Case(form, size) for form, size in chosen.case or [("base64", 320)]]
@@ -204,6 +207,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--environments", type=Path, default=FOLDER, help="where the peers are installed")
     parser.add_argument("--report", type=Path, default=REPORT, help="the figures as JSON")
     parser.add_argument("--table", type=Path, default=PAGE, help="the page whose section is written anew")
+    parser.add_argument("--patience", type=float, default=1.0, metavar="FACTOR", help="more time to start, on a busy machine")
     parser.add_argument("--install", action="store_true", help="make the environments and end")
     parser.add_argument(
         "--lock", action="append", choices=list(NEEDS), help="resolve an environment's requirements anew and end"

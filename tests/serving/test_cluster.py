@@ -125,10 +125,33 @@ def test_options_of_a_cluster_need_a_cluster(capsys: pytest.CaptureFixture[str])
     assert cluster_config(build_parser().parse_args(["serve"])) is None
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidRequest, match="ray"):
+def test_without_ray_it_says_what_to_install(without_ray: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="pip install"):
         serve_cluster(ServerConfig(port=0, home=str(tmp_path)), ClusterConfig())
+
+
+def test_a_ray_of_our_own_is_told_to_ask_for_a_token_before_it_is_imported(without_ray: dict[str, str], tmp_path: Path) -> None:
+    """Set after the import it holds for Ray's children and not for this process, which then cannot speak to them."""
+    with pytest.raises(InvalidRequest):
+        serve_cluster(ServerConfig(port=0, home=str(tmp_path)), ClusterConfig())
+    assert without_ray["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize("said", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}])
+def test_what_the_operator_said_of_ray_stands(without_ray: dict[str, str], said: dict[str, str], tmp_path: Path) -> None:
+    without_ray.update(said)
+    with pytest.raises(InvalidRequest):
+        serve_cluster(ServerConfig(port=0, home=str(tmp_path)), ClusterConfig())
+    assert without_ray.get("RAY_AUTH_MODE") == said.get("RAY_AUTH_MODE")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Ray cannot be imported; returns the environment of this process, free of Ray's variables."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    monkeypatch.setattr(os, "environ", environment)
+    return environment
 
 
 def test_an_open_address_without_a_key_is_refused_before_ray_is_started(tmp_path: Path) -> None:
