@@ -155,6 +155,7 @@ class Replica:
 def _imported() -> tuple[Any, Any]:
     """Ray reads its settings when it is imported, so what we ask of it is said before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 would let anything else on the machine go first
     if not os.environ.get(ADDRESS_VARIABLE):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
