@@ -158,6 +158,8 @@ def _imported() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 would let anything else on the machine go first
     if not os.environ.get(ADDRESS_VARIABLE):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Whatever its name says: without it Ray takes 127.0.0.1 to mean the address that others reach this machine by.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
         from ray import serve

@@ -78,7 +78,6 @@ class Contest:
 
     def round(self, case: Case, peers: Sequence[Peer], files: Sequence[bytes], folder: Path, bare: BareModel) -> None:
         """Every server once. One that fails is named in `case.failed` and the others go on."""
-        number = max((len(rows) for rows in case.rounds.values()), default=0)
         for peer in peers:
             if case.form not in peer.forms:
                 case.failed[peer.name] = f"takes no {case.form}"
@@ -90,7 +89,7 @@ class Contest:
                 self.log(f"{peer.name}: {case.failed[peer.name]}")
                 continue
             case.rounds.setdefault(peer.name, []).append(row)
-            self.log(f"{case.form} {case.size} round {number + 1} {peer.name}: {json.dumps(_rounded(row))}")
+            self.log(f"{case.form} {case.size} round {len(case.rounds[peer.name])} {peer.name}: {json.dumps(_rounded(row))}")
 
     def _measured(self, peer: Peer, case: Case, files: Sequence[bytes], folder: Path, bare: BareModel) -> Row:
         port, own = free_port(), Path(tempfile.mkdtemp(prefix=f"{peer.name}-", dir=self.home))

@@ -135,6 +135,7 @@ def test_a_ray_of_our_own_is_told_to_ask_for_a_token_before_it_is_imported(witho
     with pytest.raises(InvalidRequest):
         serve_cluster(ServerConfig(port=0, home=str(tmp_path)), ClusterConfig())
     assert without_ray["RAY_AUTH_MODE"] == "token"
+    assert without_ray["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # or it would listen where others reach it
 
 
 @pytest.mark.parametrize("said", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}])

@@ -11,6 +11,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else 127.0.0.1 becomes the address that others reach this machine by
     "RAY_raylet_start_wait_time_s": "240",  # a busy machine
     "RAY_worker_niceness": "0",  # its own 15 would let the clients on the same machine go first
 }
