@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.audit_command import add_audit_command, run_audit
+from app.cluster_options import add_cluster, cluster_config
 from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             add_tls(command)
             add_engine(command)
+            add_cluster(command)
         _add_model(command)
         command.add_argument(
             "--adapter-memory", type=int, default=256, metavar="MIB", help="for adapters on the device; 256 where left out"
@@ -183,7 +185,17 @@ def _serve(chosen: argparse.Namespace, show: Show) -> None:
     from serving.server import serve
 
     configure()
-    serve(_config(chosen, chosen.host, chosen.port), lambda line: print(line, flush=True))
+    config, cluster = _config(chosen, chosen.host, chosen.port), cluster_config(chosen)
+
+    def announce(line: str) -> None:
+        print(line, flush=True)
+
+    if cluster is None:
+        serve(config, announce)
+    else:
+        from serving.cluster import serve_cluster
+
+        serve_cluster(config, cluster, announce)
 
 
 def _up(chosen: argparse.Namespace, show: Show) -> None:

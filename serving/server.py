@@ -13,8 +13,8 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -43,16 +43,9 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
     """Start, serve, and on the way out let what runs finish (`drain_s`), then end every process."""
     ring = key_ring(config)
     check_bind(config.host, ring)
-    trail = Trail(AuditLog(config.home))
     with listen(config) as listener:
-        worker = Worker(config)
-        await worker.start()
-        chat = config.chat_backend
-        forwarding = ForwardingGateway(worker, chat, config.engine.findings_adapter) if chat is not None else None
-        try:
-            trail.opened("server started")
-            gateway: Gateway = forwarding or worker
-            app = create_app(gateway, limits=config.limits, keys=ring, trail=trail)
+        app = assembled(config, ring)
+        async with app.router.lifespan_context(app):
             server = Server(_uvicorn_config(config, app))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
@@ -60,11 +53,29 @@ async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], No
             if server.started:
                 on_ready(_url(config, listener), server)
             await serving
+
+
+def assembled(config: ServerConfig, ring: KeyRing) -> FastAPI:
+    """The app with all that stands behind it, which its lifespan starts and ends. Raises VesaliusError, as that does."""
+    trail = Trail(AuditLog(config.home))
+    worker = Worker(config)
+    chat = config.chat_backend
+    forwarding = ForwardingGateway(worker, chat, config.engine.findings_adapter) if chat is not None else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await worker.start()
+        try:
+            trail.opened("server started")
+            yield
         finally:
             if forwarding is not None:
                 await forwarding.close()
             await worker.close()
             trail.close()
+
+    gateway: Gateway = forwarding or worker
+    return create_app(gateway, limits=config.limits, keys=ring, trail=trail, lifespan=lifespan)
 
 
 class Server(uvicorn.Server):

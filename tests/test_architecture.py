@@ -21,7 +21,7 @@ MAY_IMPORT = {
 HEAVY = ("torch", "monai", "transformers", "open_clip", "timm", "peft", "accelerate", "torchvision")
 LIGHT_MODULES = (
     "foundation.errors", "foundation.image", "foundation.preprocess", "foundation.readers", "foundation.phantom",
-    "serving.api", "serving.client", "serving.gateway", "serving.messages", "app.cli", "app.ui",
+    "serving.api", "serving.client", "serving.cluster", "serving.gateway", "serving.messages", "app.cli", "app.ui",
 )  # fmt: skip
 
 
@@ -40,6 +40,15 @@ def imported_houses(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, root
 
 
+def imported_roots(path: Path) -> Iterator[str]:
+    """The first word of every absolute import, at any depth of the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
 @pytest.mark.parametrize("house", MAY_IMPORT)
 def test_imports_go_one_way(house: str) -> None:
     files = sorted((REPOSITORY / house).rglob("*.py"))
@@ -51,6 +60,13 @@ def test_imports_go_one_way(house: str) -> None:
         if root != house and root not in MAY_IMPORT[house]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_one_file_imports_ray() -> None:
+    wanted = {"ray"}
+    files = [path for house in MAY_IMPORT for path in sorted((REPOSITORY / house).rglob("*.py"))]
+    found = {str(path.relative_to(REPOSITORY)) for path in files if wanted & set(imported_roots(path))}
+    assert found == {"serving/cluster.py"}
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
