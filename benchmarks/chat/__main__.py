@@ -19,6 +19,7 @@ from benchmarks.chat.saturation import saturated
 from benchmarks.chat.second import in_engine, in_lane
 from benchmarks.chat.table import section
 from benchmarks.section import put_section
+from training.report import hardware
 
 MODELS: dict[str, Callable[[Clock, torch.dtype], Bench]] = {"bundled": bundled, "random25m": random_25m}
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "chat-lane.json"
@@ -53,13 +54,6 @@ def measure(bench: Bench, rounds: int, questions: int, *, is_exact: bool, log: C
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-
-
-def hardware() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, one thread, torch {torch.__version__}"
 
 
 def write(measured: dict[str, Any], clock: str) -> None:

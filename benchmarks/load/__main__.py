@@ -37,6 +37,7 @@ from benchmarks.load.offline import Offline, offline
 from benchmarks.load.server import HOUSE, Served, cpu_s, serve
 from benchmarks.load.table import markdown
 from benchmarks.section import put_section
+from training.report import hardware
 
 VIT_12M = {"image_size": 224, "layers": 10, "width": 320, "head_width": 64, "patch_size": 16}
 MANIFEST = HOUSE.parent / "shared/data/chest/manifest.jsonl"
@@ -226,14 +227,6 @@ def run(plan: Plan, log: Callable[[str], None] = say) -> dict[str, Any]:
 
 def _rounded(row: dict[str, float]) -> dict[str, float]:
     return {key: round(value, 3) for key, value in row.items()}
-
-
-def hardware() -> str:
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
