@@ -231,7 +231,7 @@ def right_answers(checkpoint: str, adapters: int, clients: int, seconds: float) 
     found = {"hardware": hardware(), "checkpoint": checkpoint, "adapters": adapters, "places": adapters // 2}
     found |= {"clients": clients, "seconds": seconds, "answers": seen.answers, "wrong": seen.wrong, "failed": len(seen.failed)}
     found |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95), "load": load()}
-    return found | {"engine_mb_before": before, "engine_mb_after": after}
+    return found | {"engine_mb_before": before, "engine_mb_after": after, "first_failures": seen.failed[:3]}
 
 
 # The table

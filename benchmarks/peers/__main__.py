@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.__main__ import FILMS, MANIFEST, VIT_12M, hardware
+from benchmarks.load.__main__ import FILMS, MANIFEST, VIT_12M
 from benchmarks.load.films import FORMS, Form, broken, films
 from benchmarks.load.server import HOUSE
 from benchmarks.peers.bare import BareModel, BareModelError, bare_model
@@ -34,7 +34,9 @@ from benchmarks.peers.drive import embedding, question
 from benchmarks.peers.environments import FOLDER, NotInstalledError, lock, pinned_version, python_of
 from benchmarks.peers.measure import Plan, Row, lives, measure
 from benchmarks.peers.process import NotStartedError, free_port, running
-from benchmarks.peers.table import markdown, medians, put
+from benchmarks.peers.table import markdown, medians
+from benchmarks.section import put_section
+from training.report import hardware
 
 RANDOM = "random-12m"
 REPORT, PAGE = HOUSE / "docs/results/peers.json", HOUSE / "docs/benchmarks.md"
@@ -231,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: no server is left running
     found = run(chosen, lambda line: print(line, file=sys.stderr, flush=True))
     print(markdown(found))
-    put(chosen.table, markdown(found))
+    put_section("peers", markdown(found), chosen.table)
     return 0
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 _ROWS: tuple[tuple[str, str], ...] = (
     ("median at one client over the bare call with decode", "p50_1/bare"),
     ("99th percentile at 70 % of its own saturation, over the bare call", "p99_open/bare"),
@@ -54,15 +52,6 @@ def _table(servers: Mapping[str, Mapping[str, float | None]], clients: Sequence[
     names = list(servers)
     cells = [[text, *(_cell(servers[name].get(key)) for name in names)] for text, key in rows]
     return [_row(["figure", *names]), _row(["---"] * (len(names) + 1)), *map(_row, cells)]
-
-
-def put(page: Path, text: str) -> None:
-    """Replace what stands between the markers; a page without them gets them at its end."""
-    old = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before.rstrip()}\n\n{BEGIN}\n{text}\n{END}\n{after.lstrip()}", encoding="utf-8")
 
 
 def _row(cells: Sequence[str]) -> str:

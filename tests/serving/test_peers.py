@@ -17,7 +17,8 @@ from benchmarks.peers.catalogue import NEEDS, OURS, PEERS, SERVERS, Start
 from benchmarks.peers.drive import closed, embedding, opened, question, status_of
 from benchmarks.peers.environments import pinned_version, requirements
 from benchmarks.peers.process import NotStartedError, free_port, marked, running
-from benchmarks.peers.table import BEGIN, markdown, medians, put
+from benchmarks.peers.table import markdown, medians
+from benchmarks.section import put_section
 
 HOUSE = Path(__file__).resolve().parents[2]
 PIN = re.compile(r"[a-z0-9][a-z0-9.-]*==[0-9][^ ]*( ; .*)?")
@@ -133,9 +134,9 @@ def test_medians_become_a_table_between_markers(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text("# Benchmarks\n\nbefore\n", encoding="utf-8")
     for _ in range(2):
-        put(page, markdown(found))
+        put_section("peers", markdown(found), page)
     text = page.read_text(encoding="utf-8")
-    assert text.count(BEGIN) == 1
+    assert text.count("<!-- begin peers -->") == 1
     assert "before" in text
     assert "| films a second, 4 clients | 2 |" in text
     assert "| median at one client over the bare call with decode | - |" in text
