@@ -79,6 +79,7 @@ class Prepared:
     crowded: list[Request] = field(default_factory=list)  # their adapters find no room beside those of their neighbours
     error: Exception | None = None
     seconds: float = 0.0  # of its forward, where that ran in a lane
+    is_computed: bool = False  # its adapters may leave the bank from here on
 
     @property
     def rows(self) -> int:
@@ -183,7 +184,7 @@ class Engine:
 
     def prepare(self, batch: Batch) -> Prepared:
         """Plan a batch: what must be known before its forward, and everything that may change the bank."""
-        prepared = Prepared(batch, time.perf_counter(), {digest for one in self._under_way for digest in one.pinned})
+        prepared = Prepared(batch, time.perf_counter(), {digest for one in self._computing for digest in one.pinned})
         try:
             self._plan_all(prepared)
         except Exception as error:  # told by `finish`, when each request has been tried alone
@@ -198,6 +199,8 @@ class Engine:
                 prepared.look.compute()
         except Exception as error:
             prepared.error = error
+        finally:
+            prepared.is_computed = True
 
     def finish(self, prepared: Prepared) -> list[Outcome]:
         """As `run`, once it is computed."""
@@ -208,6 +211,11 @@ class Engine:
             except Exception as error:
                 prepared.error = error
         return self._alone(prepared.batch.requests, prepared.error)
+
+    @property
+    def _computing(self) -> list[Prepared]:
+        """Batches whose adapters must stay where they are."""
+        return [one for one in self._under_way if not one.is_computed]
 
     def use_threads(self, count: int) -> None:
         """On how many cores operations of the calling thread run."""
@@ -267,7 +275,7 @@ class Engine:
             try:
                 prepared.planned.append((request, self._plan(request, prepared.pinned)))
             except Overloaded as error:
-                if len(prepared.batch.requests) > 1:
+                if len(prepared.batch.requests) > 1 or self._computing:
                     prepared.crowded.append(request)
                 else:
                     prepared.outcomes.append(failure(request.id, error))
@@ -299,7 +307,9 @@ class Engine:
 
     def _run_crowded(self, crowded: Sequence[Request], requests: Sequence[Request]) -> list[Outcome]:
         """In a batch of their own, once their neighbours are done; in halves where that was so from the first."""
-        if len(crowded) < len(requests):
+        if crowded:
+            self.bank.before_change()  # what other batches hold is free when they are computed
+        if len(crowded) < len(requests) or len(crowded) == 1:
             return self._run(crowded)
         half = len(crowded) // 2
         return self._run(crowded[:half]) + self._run(crowded[half:])

@@ -223,7 +223,7 @@ def test_anomaly_and_course_of_the_film_on_the_page(visit: Callable[..., Any], t
     window.get_by_label("C-reactive protein (mg/L)").fill("< 5")
     window.click("#estimate")
     window.wait_for_selector("#course .bars")
-    assert served.gateway.requests[-1].options == {"tabular": {"crp": "-inf"}}
+    assert served.gateway.requests[-1].options == {"tabular": {"crp": "-inf"}, "contributions": False}
 
 
 @pytest.mark.parametrize("width", [390, 1280])

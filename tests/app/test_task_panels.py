@@ -174,7 +174,7 @@ def test_the_verdict_follows_the_p_value(count: int, verdict: int) -> None:
 
 def test_an_estimate_says_what_each_part_says_and_what_was_missing(served: Served) -> None:
     card = CoursePanel(served.client).estimate(FILM, course(served), "", ["120", "", ""])
-    assert served.gateway.requests[-1].options == {"tabular": {"crp": 120.0}}
+    assert served.gateway.requests[-1].options == {"tabular": {"crp": 120.0}, "contributions": False}
     result = served.client.fuse(FUSER, [FILM.picture()], tabular={"crp": 120.0}).result
     assert result is not None
     shown = re.findall(r'class="name">([^<]*)</span>.*?class="number">([^<]*)<', card)
@@ -191,7 +191,7 @@ def test_an_estimate_needs_no_film_and_reads_detection_limits(served: Served) ->
     panel, model = CoursePanel(served.client), course(served)
     card = panel.estimate(None, model, " Fever. ", ["< 0.5", ">1590", "F"])
     asked = served.gateway.requests[-1]
-    assert asked.options == {"tabular": {"crp": "-inf", "ldh": "inf", "sex": "F"}}
+    assert asked.options == {"tabular": {"crp": "-inf", "ldh": "inf", "sex": "F"}, "contributions": False}
     assert (asked.texts, asked.films) == (("Fever.",), ())
     assert "Not given: film." in card
     assert words.SUBSETS in card

@@ -55,7 +55,11 @@ def test_work_is_spread_and_a_release_is_heard_where_the_request_went() -> None:
         for answers in under_way:
             fleet.release(answers)
         assert len(fleet) == 0
-        told = [(await answered(fleet, request(20 + k, "echo"))).value for k in range(2)]
+        told = []
+        for number, link in enumerate(links):
+            answers = await link.ask(request(20 + number, "echo"))
+            told.append((await answers.get()).value)
+            link.release(answers)
         assert sorted(number for value in told for number in (value or {})["cancelled"]) == [1, 2, 3, 4, 5, 6]
 
     with_fleet(body)

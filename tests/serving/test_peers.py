@@ -102,10 +102,11 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_bare_model_that_ends_is_given_up(tmp_path: Path) -> None:
+    before = threading.active_count()
     model = BareModel(tmp_path / "nothing", "float32")
     with pytest.raises(BareModelError):
         model.ask("bare", tmp_path, 0.1, 1)
-    assert threading.active_count() < 10
+    assert threading.active_count() <= before + 1
 
 
 def test_rounds_begin_elsewhere_and_leave_none_out() -> None:
