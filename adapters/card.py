@@ -187,16 +187,22 @@ class AdapterCard:
 
 def read_card(folder: Path) -> AdapterCard:
     """The card alone; nothing else of the folder is looked at."""
+    return read_card_with_digest(folder)[0]
+
+
+def read_card_with_digest(folder: Path) -> tuple[AdapterCard, str]:
+    """The card and the folder's content digest, of one reading: they belong together even while a store replaces the folder."""
     path = folder / CARD
-    if not path.is_file():
-        raise AdapterNotFound(f"There is no adapter called {folder.name!r} here: its {CARD} is missing.")
-    if path.stat().st_size > _MAX_CARD_BYTES:
-        raise AdapterRefused(f"{CARD} is larger than {_MAX_CARD_BYTES >> 20} MiB; it cannot be a card.")
-    try:
-        text = path.read_text(encoding="utf-8")
+    try:  # NOTE: no look beforehand: a store may be replacing the folder at this moment
+        if path.stat().st_size > _MAX_CARD_BYTES:
+            raise AdapterRefused(f"{CARD} is larger than {_MAX_CARD_BYTES >> 20} MiB; it cannot be a card.")
+        content = path.read_bytes()
+        card = AdapterCard.from_json(content.decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise AdapterNotFound(f"There is no adapter called {folder.name!r} here: its {CARD} is missing.") from None
     except UnicodeDecodeError:
         raise AdapterRefused(f"{CARD} is not UTF-8 text; the adapter has to be written again.") from None
-    return AdapterCard.from_json(text)
+    return card, hashlib.sha256(content).hexdigest()
 
 
 def verify_folder(folder: Path) -> AdapterCard:

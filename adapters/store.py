@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.card import CARD, AdapterCard, check_name, digest_of, read_card, verify_folder
+from adapters.card import CARD, AdapterCard, check_name, read_card_with_digest, verify_folder
 from foundation.errors import AdapterError, AdapterNotFound, AdapterRefused, InvalidRequest
 
 LIBRARY = Path(__file__).parent / "library"
@@ -23,13 +23,14 @@ LIBRARY = Path(__file__).parent / "library"
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """One adapter as the store knows it; `digest` changes with any byte of its files."""
+    """One adapter as the store knows it; `digest` changes with any byte of its files. created: Unix time of its card."""
 
     name: str
     folder: Path
     card: AdapterCard
     digest: str
     is_bundled: bool
+    created: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ class AdapterStore:
         known = self._known.get(folder)
         if known is not None and sign is not None and known[0] == sign:
             return known[1]
-        stored = StoredAdapter(name, folder, read_card(folder), digest_of(folder), root.resolve() == LIBRARY.resolve())
+        created = sign[2] // 10**9 if sign is not None else 0
+        is_bundled = root.resolve() == LIBRARY.resolve()
+        card, digest = read_card_with_digest(folder)
+        stored = StoredAdapter(name, folder, card, digest, is_bundled, created)
         if sign is not None and sign == _sign_of(folder / CARD):
             self._known[folder] = (sign, stored)
         return stored

@@ -34,7 +34,7 @@ def adapter_info(stored: StoredAdapter, base: str) -> ModelInfo:
         digest=stored.digest,
         description=card.description,
         licence=card.licence,
-        created=int((stored.folder / "card.json").stat().st_mtime),
+        created=stored.created,
         limits=card.limits,
         **_of_the_head(card),
     )
