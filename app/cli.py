@@ -24,7 +24,16 @@ from app.data_command import add_data_command, run_data
 from app.deidentify_command import add_deidentify_command, run_deidentify
 from app.keys_command import add_keys_command, run_keys
 from app.predict_command import add_predict_options, bar, finding_line, predict
-from app.server_options import add_chat_backend, add_engine, add_tls, chat_backend, device_list, engine_options, tls_config
+from app.server_options import (
+    add_chat_backend,
+    add_engine,
+    add_tls,
+    add_workers,
+    chat_backend,
+    device_list,
+    engine_options,
+    tls_config,
+)
 from app.words import RESEARCH_USE
 from foundation.errors import FilmUnreadable, InvalidRequest, VesaliusError
 
@@ -84,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             add_tls(command)
             add_engine(command)
+            add_workers(command)
             add_cluster(command)
         _add_model(command)
         command.add_argument(
@@ -177,6 +187,7 @@ def _config(chosen: argparse.Namespace, host: str, port: int) -> ServerConfig:
         tls=tls_config(chosen),
         chat_backend=chat_backend(chosen),
         devices=device_list(chosen),
+        workers=getattr(chosen, "workers", 1),
     )
 
 

@@ -30,6 +30,8 @@ def cluster_config(chosen: argparse.Namespace) -> ClusterConfig | None:
             option = "--" + name.replace("_", "-")
             raise InvalidRequest(f"{option} says how a cluster serves; give --cluster with it.", param=name)
         return None
+    if chosen.workers != 1:
+        raise InvalidRequest("--cluster serves by --replicas, each with one front; leave --workers out.", param="workers")
     from serving.cluster import ClusterConfig
 
     return ClusterConfig(**given)

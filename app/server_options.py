@@ -24,6 +24,12 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--devices", default="auto", help="auto, or one engine on each of these: cuda:0,cuda:1 (or cpu,cpu)")
 
 
+def add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="front processes before the engine, each with decoders of its own"
+    )
+
+
 def device_list(chosen: argparse.Namespace) -> tuple[str, ...]:
     """The devices that were named; none for the engine's own choice."""
     text = getattr(chosen, "devices", "auto")

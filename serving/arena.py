@@ -36,7 +36,7 @@ class Arena:
     def create(cls, size: int) -> Arena:
         handle = os.memfd_create("vesalius-films", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(handle, size)
-        fcntl.fcntl(handle, _ADD_SEALS, _SEALS)
+        seal(handle)
         return cls(handle)
 
     def put(self, pixels: npt.NDArray[np.uint8]) -> int | None:
@@ -68,3 +68,8 @@ class Arena:
     def close(self) -> None:
         self._memory.close()
         os.close(self.handle)
+
+
+def seal(handle: int) -> None:
+    """Fix the length of an anonymous file."""
+    fcntl.fcntl(handle, _ADD_SEALS, _SEALS)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from foundation.errors import InvalidRequest
 from serving.chat_backend import ChatBackend
@@ -25,6 +26,7 @@ Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS = ("float32", "bfloat16", "auto")
 FINDINGS_ADAPTER = "cxr-findings"
 MOST_LANES = 8
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class ServerConfig:
     page_key: what the page speaks with, good for asking only; it does not make a server ask others for a key.
     restart_patience_s: how long a request waits for an engine that is being replaced. chat_backend: who answers chat
     instead of the model's own decoder. devices: an engine on each of them, where there is more than one.
+    workers: front processes before the engines (fronts.py).
     """
 
     host: str = "127.0.0.1"
@@ -152,10 +155,25 @@ class ServerConfig:
     drain_s: float = 10.0
     restart_patience_s: float = 30.0
     devices: tuple[str, ...] = ()
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise InvalidRequest(f"workers is {self.workers}; give 1 to {MOST_WORKERS}.", param="workers")
         unknown = [name for name in self.devices if not re.fullmatch(r"cpu|cuda(:\d+)?", name)]
         if unknown:
             raise InvalidRequest(f"devices: {unknown[0]!r} is not one; use cpu, cuda or cuda:NUMBER.", param="devices")
         if not 0 <= self.port <= 65535:
             raise InvalidRequest(f"port is {self.port}; give 0 to 65535.", param="port")
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """What `asdict` made of one, after the wire, from which sequences come back as lists."""
+        parts = {"tls": TlsConfig, "engine": EngineConfig, "decode": DecodeConfig, "limits": ServerLimits}
+        made = {name: kind(**_tuples(plain[name])) for name, kind in parts.items() if plain[name] is not None}
+        chat = plain["chat_backend"]
+        return cls(**{**_tuples(plain), **made, "chat_backend": ChatBackend(**chat) if chat is not None else None})
+
+
+def _tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

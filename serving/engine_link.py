@@ -22,14 +22,11 @@ from foundation.errors import (
 )
 from serving.arena import Arena
 from serving.config import EngineConfig
-from serving.messages import Outcome, Request
+from serving.link import Link
 from serving.spawn import end, kill, spawn
-from serving.transport import AsyncChannel, PeerLostError, failure, outcome_from_plain, places_of, request_to_plain
+from serving.transport import AsyncChannel, PeerLostError, outcome_from_plain
 
 log = logging.getLogger("serving.engine")
-LOST = "The engine stopped while it worked on this request, and is being started again. Try again in a moment."
-AWAY = "The engine is not running yet. Try again in a moment."
-BAD_TEXT = "A text holds characters that are not valid Unicode. Remove them."
 _REFUSALS = (CheckpointNotFound, CheckpointRefused, InvalidRequest)
 _LONGEST_PAUSE_S = 30.0
 ARENA_BYTES = 1 << 26
@@ -41,24 +38,7 @@ class _Running:
     channel: AsyncChannel
 
 
-class Answers:
-    """The Outcomes of one request, in order, as they come."""
-
-    def __init__(self, request_id: int) -> None:
-        self.request_id = request_id
-        self.is_over = False
-        self.is_lost = False  # ended because the engine did
-        self._arrived: asyncio.Queue[Outcome] = asyncio.Queue()
-
-    def put(self, outcome: Outcome) -> None:
-        self.is_over = outcome.is_final
-        self._arrived.put_nowait(outcome)
-
-    async def get(self) -> Outcome:
-        return await self._arrived.get()
-
-
-class EngineLink:
+class EngineLink(Link):
     """module: what is run as the engine process; tests put another one there."""
 
     def __init__(
@@ -76,21 +56,18 @@ class EngineLink:
         self._start_limit_s = start_limit_s
         self._hang_limit_s = hang_limit_s
         self._module = module
+        super().__init__(Arena.create(ARENA_BYTES))
         self._running: _Running | None = None
         self._up = asyncio.Event()
-        self._waiting: dict[int, Answers] = {}
-        self._arena = Arena.create(ARENA_BYTES)
-        self._places: dict[int, list[int]] = {}  # of films the engine may not have read yet, in the order they were sent
-        self._last_heard = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def is_up(self) -> bool:
         return self._running is not None
 
-    def __len__(self) -> int:
-        """How many requests wait for the end of their answer."""
-        return len(self._waiting)
+    @property
+    def channel(self) -> AsyncChannel | None:
+        return None if self._running is None else self._running.channel
 
     async def start(self) -> None:
         """Start the engine and wait until it answers. Raises why it cannot: CheckpointError, EngineUnavailable."""
@@ -118,40 +95,6 @@ class EngineLink:
         except TimeoutError:
             return False
         return True
-
-    def forget(self, tenant: str, study: str) -> None:
-        """Have the engine drop what it keeps; an engine that is not there keeps nothing."""
-        if self._running is not None:
-            self._running.channel.post({"kind": "forget", "tenant": tenant, "study": study})
-
-    async def ask(self, request: Request) -> Answers:
-        """Send a request; its Outcomes, an error included, come through the Answers. Close them with `release`."""
-        answers = Answers(request.id)
-        if self._running is None:
-            answers.put(failure(request.id, EngineUnavailable(AWAY)))
-            return answers
-        if not self._waiting:
-            self._last_heard = time.monotonic()
-        self._waiting[request.id] = answers
-        plain = request_to_plain(request, self._arena)
-        self._places[request.id] = places_of(plain)
-        try:
-            await self._running.channel.send({"kind": "request", "request": plain})
-        except UnicodeEncodeError:
-            self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
-        except PeerLostError:
-            answers.is_lost = True
-            self._deliver(failure(request.id, EngineUnavailable(LOST)))
-        except asyncio.CancelledError:
-            self.release(answers)
-            raise
-        return answers
-
-    def release(self, answers: Answers) -> None:
-        """The caller has all of it, or has left: in that case the request is withdrawn."""
-        is_pending = self._waiting.pop(answers.request_id, None) is not None
-        if is_pending and not answers.is_over and self._running is not None:
-            self._running.channel.post({"kind": "cancel", "id": answers.request_id})
 
     async def _launch(self) -> None:
         process, channel = await spawn(self._module, {}, self._arena)
@@ -218,29 +161,6 @@ class EngineLink:
             if self._waiting and self._running is not None and silent_s > self._hang_limit_s:
                 log.error("the engine has said nothing for %.0f s; killing it", silent_s)
                 kill(self._running.process)
-
-    def _free_up_to(self, request_id: int) -> None:
-        """The engine has answered this request, so it has read its films and those of all that were sent before it."""
-        while request_id in self._places:
-            for place in self._places.pop(next(iter(self._places))):
-                self._arena.free(place)
-
-    def _free_all(self) -> None:
-        for request_id in list(self._places):
-            self._free_up_to(request_id)
-
-    def _deliver(self, outcome: Outcome) -> None:
-        answers = self._waiting.get(outcome.request_id)
-        if answers is None:
-            return
-        answers.put(outcome)
-        if outcome.is_final:
-            del self._waiting[outcome.request_id]
-
-    def _fail_all(self) -> None:
-        for request_id, answers in list(self._waiting.items()):
-            answers.is_lost = True
-            self._deliver(failure(request_id, EngineUnavailable(LOST)))
 
 
 def _refusal(greeting: Mapping[str, Any]) -> VesaliusError:

@@ -15,7 +15,8 @@ from typing import Any
 from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.cache import LruCache
 from serving.config import EngineConfig
-from serving.engine_link import AWAY, Answers, EngineLink
+from serving.engine_link import EngineLink
+from serving.link import AWAY, Answers
 from serving.messages import Outcome, Request
 from serving.transport import failure
 

@@ -87,21 +87,30 @@ class Budget:
     @contextmanager
     def take(self, amount: int) -> Iterator[None]:
         """Hold `amount` for the length of the block. Raises Overloaded when it does not fit."""
-        if self.in_use and self.in_use + amount > self.capacity:
-            raise Overloaded(
-                f"The server is busy: {self.in_use} of {self.capacity} {self._what} are in use. "
-                "Try again after the time in Retry-After.",
-                retry_after_s=self.retry_after_s,
-            )
-        self.in_use += amount
+        self._claim(amount)
         since, ticket = self._clock(), next(self._tickets)
         self._held_since[ticket] = since
         try:
             yield
         finally:
-            self.in_use -= amount
+            self._give_back(amount)
             del self._held_since[ticket]
             self._typical_stay_s += 0.2 * (self._clock() - since - self._typical_stay_s)
+
+    def _claim(self, amount: int) -> None:
+        self._check(self.in_use, amount)
+        self.in_use += amount
+
+    def _give_back(self, amount: int) -> None:
+        self.in_use -= amount
+
+    def _check(self, in_use: int, amount: int) -> None:
+        if in_use and in_use + amount > self.capacity:
+            raise Overloaded(
+                f"The server is busy: {in_use} of {self.capacity} {self._what} are in use. "
+                "Try again after the time in Retry-After.",
+                retry_after_s=self.retry_after_s,
+            )
 
     @property
     def retry_after_s(self) -> float:

@@ -1,16 +1,23 @@
 """What the server counts, for Prometheus. One registry an app, labels from fixed sets only.
 
 No label ever holds a caller's text: routes are templates ("/v1/models/{model_id}"), codes come from the
-error table, operations from `messages.Operation`.
+error table, operations from `messages.Operation`. Where there are several fronts, each keeps its counts in files of a folder
+that the parent names in the environment (prometheus_client's multiprocess mode), and any of them tells the sum; what a front
+that was lost had counted remains.
 """
 
 from __future__ import annotations
 
+import os
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.gateway import Readiness
 
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -21,7 +28,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests answered", "route", "method", "status")
         self.request_seconds = self._histogram("request_seconds", "From headers to the last byte", "route")
-        self.in_flight = self._gauge("requests_in_flight", "HTTP requests being answered")
+        self.in_flight = self._gauge("requests_in_flight", "HTTP requests being answered", "livesum")
         self.item_errors = self._counter("item_errors", "Films or questions that failed, by error code", "code")
         self.decode_seconds = self._histogram("decode_seconds", "Reading one film")
         self.compute_seconds = self._histogram("compute_seconds", "The batch that held the request", "operation")
@@ -38,13 +45,20 @@ class Metrics:
         self.queue_length.set(readiness.queue_length)
         age = readiness.last_forward_age_s
         self.last_forward_age.set(float("nan") if age is None else age)
-        return generate_latest(self.registry)
+        return generate_latest(_of_all_fronts() if FOLDER_VARIABLE in os.environ else self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"vesalius_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"vesalius_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, mode: Literal["livesum", "livemostrecent"] = "livemostrecent") -> Gauge:
+        """mode: how the gauges of several fronts become one; the last one set, by whoever renders, or their sum."""
+        return Gauge(f"vesalius_{name}", text, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"vesalius_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+
+
+def _of_all_fronts() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return registry

@@ -27,7 +27,7 @@ class RateLimiter:
         now = self._clock()
         interval_s = 60.0 / per_minute
         burst = max(1, per_minute // _BURST_SHARE)
-        full_at = max(now, self._full_at.get(key_id, now))
+        full_at = max(now, self._full_again(key_id, now))
         wait_s = full_at - now - (burst - 1) * interval_s
         if wait_s > 1e-9:
             raise Overloaded(
@@ -35,4 +35,10 @@ class RateLimiter:
                 "Try again after the time in Retry-After.",
                 retry_after_s=wait_s,
             )
-        self._full_at[key_id] = full_at + interval_s
+        self._note(key_id, full_at + interval_s)
+
+    def _full_again(self, key_id: str, now: float) -> float:
+        return self._full_at.get(key_id, now)
+
+    def _note(self, key_id: str, full_at: float) -> None:
+        self._full_at[key_id] = full_at

@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,10 +29,18 @@ from serving.config import ServerConfig
 from serving.forwarding import ForwardingGateway
 from serving.gateway import Gateway
 from serving.home import home_folder
+from serving.hub_link import HubLink
 from serving.keys import KEYS_FILE, ApiKey, KeyFile, KeyRing
+from serving.ledger import Ledger
 from serving.worker import Worker
 
 Announce = Callable[[str], None]
+
+
+class Stoppable(Protocol):
+    """What serves; it ends soon after `should_exit` is set."""
+
+    should_exit: bool
 
 
 def serve(config: ServerConfig, announce: Announce = print) -> None:
@@ -39,26 +48,34 @@ def serve(config: ServerConfig, announce: Announce = print) -> None:
     asyncio.run(run(config, lambda url, _: announce(f"Vesalius listens on {url} (research use; not a medical device)")))
 
 
-async def run(config: ServerConfig, on_ready: Callable[[str, uvicorn.Server], None]) -> None:
+async def run(config: ServerConfig, on_ready: Callable[[str, Stoppable], None]) -> None:
     """Start, serve, and on the way out let what runs finish (`drain_s`), then end every process."""
+    if config.workers > 1:
+        from serving.fronts import run_fronts
+
+        await run_fronts(config, on_ready)
+        return
     ring = key_ring(config)
     check_bind(config.host, ring)
     with listen(config) as listener:
         app = assembled(config, ring)
         async with app.router.lifespan_context(app):
-            server = Server(_uvicorn_config(config, app))
+            server = Server(uvicorn_config(config, app))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
             if server.started:
-                on_ready(_url(config, listener), server)
+                on_ready(url_of(config, listener), server)
             await serving
 
 
-def assembled(config: ServerConfig, ring: KeyRing) -> FastAPI:
-    """The app with all that stands behind it, which its lifespan starts and ends. Raises VesaliusError, as that does."""
-    trail = Trail(AuditLog(config.home))
-    worker = Worker(config)
+def assembled(config: ServerConfig, ring: KeyRing, link: HubLink | None = None, ledger: Ledger | None = None) -> FastAPI:
+    """The app with all that stands behind it, which its lifespan starts and ends. Raises VesaliusError, as that does.
+
+    link, ledger: of one of several fronts, to what it shares with the others.
+    """
+    trail = Trail(AuditLog(config.home), "server" if ledger is None else f"worker {ledger.number}")
+    worker = Worker(config, link)
     chat = config.chat_backend
     forwarding = ForwardingGateway(worker, chat, config.engine.findings_adapter) if chat is not None else None
 
@@ -66,7 +83,7 @@ def assembled(config: ServerConfig, ring: KeyRing) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await worker.start()
         try:
-            trail.opened("server started")
+            trail.opened()
             yield
         finally:
             if forwarding is not None:
@@ -75,7 +92,7 @@ def assembled(config: ServerConfig, ring: KeyRing) -> FastAPI:
             trail.close()
 
     gateway: Gateway = forwarding or worker
-    return create_app(gateway, limits=config.limits, keys=ring, trail=trail, lifespan=lifespan)
+    return create_app(gateway, limits=config.limits, keys=ring, trail=trail, lifespan=lifespan, ledger=ledger)
 
 
 class Server(uvicorn.Server):
@@ -107,7 +124,7 @@ def key_ring(config: ServerConfig) -> KeyRing:
 @contextmanager
 def background(config: ServerConfig) -> Iterator[str]:
     """The address of a server that runs on a thread for the length of the block."""
-    events: queue.SimpleQueue[tuple[str, uvicorn.Server] | BaseException] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[str, Stoppable] | BaseException] = queue.SimpleQueue()
 
     def body() -> None:
         try:
@@ -145,7 +162,7 @@ def listen(config: ServerConfig) -> socket.socket:
         ) from None
 
 
-def _uvicorn_config(config: ServerConfig, app: FastAPI) -> uvicorn.Config:
+def uvicorn_config(config: ServerConfig, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         access_log=False,
@@ -158,6 +175,6 @@ def _uvicorn_config(config: ServerConfig, app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _url(config: ServerConfig, listener: socket.socket) -> str:
+def url_of(config: ServerConfig, listener: socket.socket) -> str:
     host = f"[{config.host}]" if ":" in config.host and not config.host.startswith("[") else config.host
     return f"{'https' if config.tls else 'http'}://{host}:{listener.getsockname()[1]}"

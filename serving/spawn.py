@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving.arena import Arena
@@ -24,11 +24,15 @@ _HOUSE = Path(__file__).resolve().parent.parent
 
 
 async def spawn(
-    module: str, environment: Mapping[str, str], arena: Arena | None = None
+    module: str, environment: Mapping[str, str], arena: Arena | None = None, further: Sequence[int] = ()
 ) -> tuple[asyncio.subprocess.Process, AsyncChannel]:
-    """Run `python -m module FD [ARENA]` and return it with our end of the pair. arena: memory the two share."""
+    """Run `python -m module FD [ARENA]` and return it with our end of the pair. arena: memory the two share.
+
+    further: file descriptors that the child is to have beside them, named in its arguments after those.
+    """
     ours, theirs = socket.socketpair()
-    handles = (theirs.fileno(),) if arena is None else (theirs.fileno(), arena.handle)
+    assert arena is not None or not further
+    handles = (theirs.fileno(), *([] if arena is None else [arena.handle]), *further)
     paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
     inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
     try:
@@ -47,14 +51,24 @@ async def spawn(
 
 
 def parent_channel() -> Channel:
+    """In the child: its end of the pair, for a process without an event loop."""
+    return Channel(parent_socket())
+
+
+def parent_socket() -> socket.socket:
     """In the child: its end of the pair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return Channel(socket.socket(fileno=int(sys.argv[1])))
+    return socket.socket(fileno=int(sys.argv[1]))
 
 
 def parent_arena() -> Arena | None:
     """In the child: the memory it shares with its parent, where there is any."""
     return Arena(int(sys.argv[2])) if len(sys.argv) > 2 else None
+
+
+def parent_handles() -> list[int]:
+    """In the child: the further file descriptors it was given."""
+    return [int(word) for word in sys.argv[3:]]
 
 
 async def end(process: asyncio.subprocess.Process, channel: AsyncChannel, patience_s: float = 2.0) -> None:

@@ -1,7 +1,8 @@
 """Worker: the Gateway of a real server. Joins the decode pool and the engine process; holds no torch itself.
 
     decode --> DecodePool            (films under the engine's input contract)
-    ask, stream --> EngineLink       (one engine process, replaced when lost), or a Fleet of them, one a device
+    ask, stream --> EngineLink       (one engine process, replaced when lost), or a Fleet of them, one a device,
+                    or a HubLink to a parent that has them  (where there are several fronts)
     models --> what the engine opened, and the adapters in the store that were made for it
 
 A canary asks the engine for a blank film whenever it has been idle for a while, so that readiness speaks of now.
@@ -13,8 +14,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,14 @@ from adapters.store import LIBRARY, AdapterStore, StoredAdapter
 from foundation.errors import AdapterNotFound, EngineUnavailable, InvalidRequest, VesaliusError
 from foundation.preprocess import InputContract
 from serving.adapter_info import adapter_info
+from serving.asking import Asking
 from serving.config import ServerConfig
 from serving.decode_pool import DecodePool
-from serving.engine_link import AWAY, EngineLink
+from serving.engine_link import EngineLink
 from serving.fleet import Fleet
 from serving.gateway import ModelInfo, Readiness, next_request_id
+from serving.hub_link import HubLink
+from serving.link import AWAY
 from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 from serving.prompts import TEMPLATES
@@ -39,28 +41,28 @@ _CANARY_LIMIT_S = 60.0
 _CANARY_GRACE_S = 5.0
 
 
-class _LostUnheardError(Exception):
-    """The engine was lost before it said anything about a request, so asking again repeats nothing."""
+def engines(config: ServerConfig) -> EngineLink | Fleet:
+    """The link to the engine of this config, not started; to all of them where several devices are named."""
+    start_s, hang_s = config.start_limit_s, config.hang_limit_s
+    if len(config.devices) > 1:
+        return Fleet.of(config.engine, config.devices, start_limit_s=start_s, hang_limit_s=hang_s)
+    return EngineLink(config.engine, start_limit_s=start_s, hang_limit_s=hang_s)
 
 
 class Worker:
     """Start and close it on the event loop that the API runs on."""
 
-    def __init__(self, config: ServerConfig, link: EngineLink | Fleet | None = None) -> None:
+    def __init__(self, config: ServerConfig, link: EngineLink | Fleet | HubLink | None = None) -> None:
         self.config = config
         self.pool = DecodePool(config.decode)
-        if link is None:  # a link that waits for nothing is empty, and so counts as false
-            start_s, hang_s = config.start_limit_s, config.hang_limit_s
-            if len(config.devices) > 1:
-                link = Fleet.of(config.engine, config.devices, start_limit_s=start_s, hang_limit_s=hang_s)
-            else:
-                link = EngineLink(config.engine, start_limit_s=start_s, hang_limit_s=hang_s)
-        self.link = link
+        self.link = engines(config) if link is None else link  # NOTE: a link that waits for nothing is empty, so false
+        self._asking = Asking(self.link, config.restart_patience_s)
         user_roots = [root for root in AdapterStore.default(config.engine.adapters_dir).roots if root != LIBRARY]
         self._stores = (AdapterStore(LIBRARY), *(AdapterStore(root) for root in user_roots))
-        self._listed: tuple[float, list[ModelInfo]] = (-_LISTING_LIVES_S, [])
+        self._listed: list[ModelInfo] = []
+        self._listed_at = -_LISTING_LIVES_S
+        self._listed_under: object = None  # the link's config then: another one once an adapter was loaded or unloaded
         self._canary: asyncio.Task[None] | None = None
-        self._asking_again = asyncio.Lock()
         self._failed_engine: int | None = None  # which of the engines started so far failed its last canary
 
     async def start(self) -> None:
@@ -88,81 +90,29 @@ class Worker:
         return await self.pool.mask_file(wanted)
 
     async def administer(self, request: Request) -> Outcome:
-        """An unloaded adapter is remembered here, so that an engine started anew knows of it, and is listed no more."""
+        """An unloaded adapter is listed no more."""
         name = request.adapter or ""
-        unloaded = set(self.link.config.unloaded)
-        if request.operation == "unload":
-            if all(info.name != name or info.kind == "base" for info in self.models()):
-                return failure(request.id, AdapterNotFound(f"There is no adapter called {name!r} to unload.", param="name"))
-            self._set_unloaded(unloaded | {name})  # first: whoever asks from here on is told so
-        outcome = await self.ask(request)
-        if outcome.is_error:
-            self._set_unloaded(unloaded)
-        elif request.operation == "load":
-            self._set_unloaded(unloaded - {name})
-        return outcome
-
-    def _set_unloaded(self, names: set[str]) -> None:
-        self.link.config = replace(self.link.config, unloaded=tuple(sorted(names)))
-        self._listed = (-_LISTING_LIVES_S, self._listed[1])
+        if request.operation == "unload" and all(info.name != name or info.kind == "base" for info in self.models()):
+            return failure(request.id, AdapterNotFound(f"There is no adapter called {name!r} to unload.", param="name"))
+        return await self._asking.administer(request)
 
     async def ask(self, request: Request) -> Outcome:
-        async with aclosing(self.stream(request)) as outcomes:
-            async for outcome in outcomes:
-                if outcome.is_final:
-                    return outcome
-        raise AssertionError("unreachable")
+        return await self._asking.ask(request)
 
-    async def stream(self, request: Request) -> AsyncGenerator[Outcome, None]:
-        """An engine that is being replaced is waited for; a request lost with one before its first piece is asked again.
-
-        Once, and one such request at a time: if it was the one that killed the engine, it takes no other with it.
-        """
-        await self.link.wait_up(self._patience_s(request))
-        try:
-            async with aclosing(self._stream_once(request)) as outcomes:
-                async for outcome in outcomes:
-                    yield outcome
-            return
-        except _LostUnheardError:
-            pass
-        async with self._asking_again:
-            await self.link.wait_up(self._patience_s(request))
-            async with aclosing(self._stream_once(replace(request, id=next_request_id()), is_last=True)) as outcomes:
-                async for outcome in outcomes:
-                    yield outcome
-
-    async def _stream_once(self, request: Request, *, is_last: bool = False) -> AsyncGenerator[Outcome, None]:
-        """The pieces. Raises _LostUnheardError where the engine was lost before the first one, unless this is_last."""
-        answers = await self.link.ask(request)
-        is_first = True
-        try:
-            while True:
-                outcome = await answers.get()
-                if is_first and answers.is_lost and not is_last:
-                    raise _LostUnheardError
-                yield outcome
-                is_first = False
-                if outcome.is_final:
-                    return
-        finally:
-            self.link.release(answers)
-
-    def _patience_s(self, request: Request) -> float:
-        """How long this request may wait for an engine that is being started."""
-        left_s = self.config.restart_patience_s if request.deadline is None else request.deadline - time.monotonic()
-        return max(0.0, min(left_s, self.config.restart_patience_s))
+    def stream(self, request: Request) -> AsyncGenerator[Outcome, None]:
+        return self._asking.stream(request)
 
     def forget(self, tenant: str, study: str = "") -> None:
         self.link.forget(tenant, study)
 
     def models(self) -> list[ModelInfo]:
         """The base first. Looks at the store again when the last look is a moment old: a new adapter is live at once."""
-        listed_at, listed = self._listed
-        if time.monotonic() - listed_at >= _LISTING_LIVES_S and self.link.facts is not None:
-            listed = [self._base(), *(adapter_info(stored, self._facts["name"]) for stored in self._adapters())]
-            self._listed = (time.monotonic(), listed)
-        return list(listed)
+        is_old = time.monotonic() - self._listed_at >= _LISTING_LIVES_S or self._listed_under is not self.link.config
+        if is_old and self.link.facts is not None:
+            config = self.link.config
+            self._listed = [self._base(), *(adapter_info(stored, self._facts["name"]) for stored in self._adapters())]
+            self._listed_at, self._listed_under = time.monotonic(), config
+        return list(self._listed)
 
     def readiness(self) -> Readiness:
         last = self.link.last_forward
@@ -205,7 +155,7 @@ class Worker:
     def _adapters(self) -> list[StoredAdapter]:
         """As `_look`; looked for again where one is gone, since the store holds none for a moment while it replaces one."""
         found = self._look()
-        gone = {info.name for info in self._listed[1] if info.kind == "adapter"} - {stored.name for stored in found}
+        gone = {info.name for info in self._listed if info.kind == "adapter"} - {stored.name for stored in found}
         return self._look() if gone else found
 
     def _look(self) -> list[StoredAdapter]:

@@ -25,6 +25,7 @@ from serving.auth import KeyGuard, operator_ring
 from serving.gateway import Gateway
 from serving.http_errors import error_response, on_http_exception, on_vesalius_error
 from serving.keys import KeyRing
+from serving.ledger import Ledger
 from serving.limits import ServerLimits
 from serving.schemas.adapters import LoadBody, VllmLoadBody, VllmUnloadBody
 from serving.schemas.analyze import AnalyzeBody
@@ -76,9 +77,13 @@ def create_app(
     keys: KeyRing | None = None,
     trail: Trail | None = None,
     lifespan: Lifespan[Any] | None = None,
+    ledger: Ledger | None = None,
 ) -> FastAPI:
-    """The API over `gateway`. Without `api_key` or `keys` it answers only requests that name this machine."""
-    service = Service(gateway, limits or ServerLimits())
+    """The API over `gateway`. Without `api_key` or `keys` it answers only requests that name this machine.
+
+    ledger: what this app counts together with others, where it is one of several fronts of a server.
+    """
+    service = Service(gateway, limits or ServerLimits(), ledger)
     app = VesaliusApp(
         title="Vesalius",
         summary="A medical vision-language service. Research use; not a medical device.",
@@ -92,7 +97,7 @@ def create_app(
     app.state.service = service
     for routes in _ROUTES:
         app.include_router(routes.router)
-    app.add_middleware(KeyGuard, ring=keys or operator_ring(api_key))
+    app.add_middleware(KeyGuard, ring=keys or operator_ring(api_key), rates=ledger.rates() if ledger else None)
     app.add_middleware(Observer, metrics=service.metrics, trail=trail or Trail(None))
     app.add_exception_handler(VesaliusError, on_vesalius_error)
     app.add_exception_handler(HTTPException, on_http_exception)

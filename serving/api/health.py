@@ -7,15 +7,16 @@ from starlette.responses import Response
 
 from serving.api.answers import json_answer
 from serving.api.service import service_of
-from serving.schemas.models import Health, ReadinessAnswer
+from serving.schemas.models import FrontHealth, Health, ReadinessAnswer
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", response_model=Health)
-async def healthz() -> Response:
+@router.get("/healthz", response_model=Health | FrontHealth)
+async def healthz(request: Request) -> Response:
     """The process is there; says nothing of the model."""
-    return json_answer(Health())
+    front = service_of(request).front
+    return json_answer(FrontHealth(worker=front) if front else Health())
 
 
 @router.get("/readyz", response_model=ReadinessAnswer, responses={503: {"model": ReadinessAnswer}})

@@ -20,6 +20,7 @@ from serving.api.films import raw_film
 from serving.call import current_call
 from serving.gateway import Gateway, ModelInfo, next_request_id
 from serving.http_errors import ModelNotFound, error_from, internal_error
+from serving.ledger import Ledger
 from serving.limits import Budget, ServerLimits
 from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, Request
@@ -40,14 +41,16 @@ class Asked:
 
 
 class Service:
-    """Shared by all routes of one app; holds no request's state."""
+    """Shared by all routes of one app; holds no request's state. ledger: where budgets are one for several fronts."""
 
-    def __init__(self, gateway: Gateway, limits: ServerLimits) -> None:
+    def __init__(self, gateway: Gateway, limits: ServerLimits, ledger: Ledger | None = None) -> None:
         self.gateway = gateway
         self.limits = limits
         self.metrics = Metrics()
-        self.items = Budget(limits.max_items_in_flight, "places")
-        self.body_bytes = Budget(limits.max_bytes_in_flight, "bytes for bodies")
+        self.front = 0 if ledger is None else ledger.number
+        items, content = (limits.max_items_in_flight, "places"), (limits.max_bytes_in_flight, "bytes for bodies")
+        self.items = Budget(*items) if ledger is None else ledger.budget(*items, "items")
+        self.body_bytes = Budget(*content) if ledger is None else ledger.budget(*content, "bytes")
 
     @asynccontextmanager
     async def receive(self, http: HttpRequest, model: type[BodyT], *, may_be_empty: bool = False) -> AsyncIterator[BodyT]:

@@ -22,18 +22,23 @@ _GATHERED_S = 60.0
 
 
 class Trail:
-    """audit: None where nothing is to be remembered (an app without a server around it)."""
+    """audit: None where nothing is to be remembered (an app without a server around it). who: the server, or a front of it."""
 
-    def __init__(self, audit: AuditLog | None) -> None:
+    def __init__(self, audit: AuditLog | None, who: str = "server") -> None:
         self._audit = audit
+        self._who = who
         self._is_broken = False
         self._turned_away: Counter[str] = Counter()
         self._gathered_since = -_GATHERED_S
 
-    def opened(self, what: str) -> None:
-        """The server's own life: started, stopped. Raises AuditUnavailable where the log cannot be written."""
+    def opened(self) -> None:
+        """It has started. Raises AuditUnavailable where the log cannot be written."""
+        self.note("started")
+
+    def note(self, what: str) -> None:
+        """An event of its life. Raises AuditUnavailable where the log cannot be written."""
         if self._audit is not None:
-            self._write({"event": what})
+            self._write({"event": f"{self._who} {what}"})
             if self._is_broken:
                 raise AuditUnavailable
 
@@ -69,11 +74,11 @@ class Trail:
             raise AuditUnavailable
 
     def close(self) -> None:
-        """Write what is still gathered, and that the server ends."""
+        """Write what is still gathered, and that it ends."""
         if self._audit is not None:
             self._gathered_since = -_GATHERED_S
             self._gather()
-            self._write({"event": "server stopped"})
+            self._write({"event": f"{self._who} stopped"})
 
     def _gather(self) -> None:
         now = time.monotonic()

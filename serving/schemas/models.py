@@ -103,6 +103,12 @@ class Health(Answer):
     status: Literal["ok"] = "ok"
 
 
+class FrontHealth(Health):
+    """worker: which of several front processes answers, from 1."""
+
+    worker: int
+
+
 class ReadinessAnswer(Answer):
     ready: bool
     last_forward_age_s: float | None = None

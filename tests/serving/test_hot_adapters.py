@@ -165,7 +165,7 @@ class InProcessLink(EngineLink):
         self._up.set()
 
     async def ask(self, request: Request) -> Any:
-        from serving.engine_link import Answers
+        from serving.link import Answers
 
         answers = Answers(request.id)
         self._waiting[request.id] = answers
