@@ -9,26 +9,22 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from live_api import data_uri, error_of, png_film, wait_until
+from server_process import BODY, address_of, children, metric, run_serve, score, stopped
 from tiny import write_checkpoint
 
 from serving.audit import AuditLog
 from serving.config import EngineConfig, ServerConfig
 from serving.keys import KeyFile
 from serving.server import background
-
-ROOT = Path(__file__).resolve().parents[2]
-BODY = {"labels": ["effusion", "mass"], "templates": ["there is {}"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,39 +43,6 @@ def http(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     with background(config) as url, httpx.Client(base_url=url, timeout=200, trust_env=False) as client:
         yield client
-
-
-def children(module: str, parent: int | None = None) -> list[int]:
-    """The processes of ours that run `module`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        if module.encode() in words and above == (parent or os.getpid()):
-            found.append(int(folder.name))
-    return found
-
-
-@contextmanager
-def stopped(process: int) -> Iterator[None]:
-    """A process that is there and does nothing."""
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
-
-
-def score(http: httpx.Client, seed: int, **headers: str) -> httpx.Response:
-    return http.post("/v1/zero_shot", json={**BODY, "images": data_uri(png_film(seed))}, headers=headers)
-
-
-def metric(http: httpx.Client, name: str) -> float:
-    lines = http.get("/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
 
 
 @pytest.mark.parametrize("module", ["serving.engine_process", "serving.decode_process"])
@@ -137,22 +100,6 @@ def test_readiness_follows_a_real_forward(http: httpx.Client) -> None:
         assert http.get("/healthz").status_code == 200
     wait_until(lambda: http.get("/readyz").status_code == 200, seconds=60)
     assert http.get("/readyz").json()["last_forward_age_s"] < 20
-
-
-def run_serve(checkpoint: Path, home: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "app.cli", "serve", "--checkpoint", str(checkpoint), "--port", "0", *options]
-    environment = {**os.environ, "VESALIUS_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("VESALIUS_API_KEY", None)
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-
-
-def address_of(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
-    line = server.stdout.readline()
-    assert "listens on" in line, server.stderr.read() if server.stderr else ""
-    return line.split()[3]
 
 
 def test_sigterm_lets_what_runs_finish_then_ends_everything(checkpoint: Path, tmp_path: Path) -> None:
