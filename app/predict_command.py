@@ -39,6 +39,11 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
 
 def predict(client: Client, chosen: argparse.Namespace, films: Sequence[bytes], show: Show) -> None:
     """Ask the adapter what it is for, then that. Raises InvalidRequest where it is for nothing that can be predicted."""
+    if "/" in chosen.adapter:  # it would become part of an address
+        raise InvalidRequest(
+            f"{chosen.adapter!r} is no adapter's name. Write the adapter first, then its films: vesalius predict ADAPTER FILE.",
+            param="adapter",
+        )
     model = client.model(chosen.adapter)
     answers: Mapping[str, Callable[[Client, argparse.Namespace, Sequence[bytes]], Answered]] = {
         "classify": _classify,

@@ -101,3 +101,10 @@ def test_what_cannot_be_is_one_sentence(address: str, films: list[str], capsys: 
     told(capsys, SEGMENTER, films[0], "--server", address, "--point", "1,2,3", code=2)
     told(capsys, FUSER, "--server", address, "--value", "crp", code=2)
     told(capsys, ADAPTER, "--server", address, code=2)
+
+
+def test_a_film_in_the_adapters_place_is_told_the_order(
+    address: str, films: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", films[0], films[1], "--server", address]) == 2
+    assert "predict ADAPTER FILE" in capsys.readouterr().err

@@ -16,15 +16,17 @@ from pathlib import Path
 import httpx
 import pytest
 from live_api import data_uri, png_film, wait_until
-from server_process import address_of, children, run_serve, score, stopped
+from server_process import BODY, address_of, children, run_serve, score, stopped
 from tiny import write_checkpoint, write_findings
 
 from foundation.checkpoint import open_checkpoint
 from foundation.errors import InvalidRequest
 from serving.audit import AuditLog
 from serving.config import DecodeConfig, EngineConfig, ServerConfig, TlsConfig
+from serving.decode_process import decode
+from serving.engine import Engine
 from serving.keys import KeyFile
-from serving.server import background
+from serving.messages import Batch, RawFilm, Request
 
 WORKERS = (1, 2)
 
@@ -77,13 +79,15 @@ def fronts(url: str, key: str) -> Iterator[dict[int, httpx.Client]]:
             client.close()
 
 
-def test_connections_reach_both_fronts_and_answers_are_those_of_one(url: str, place: Place) -> None:
-    config = ServerConfig(
-        port=0, home=str(place.home / "alone"), engine=EngineConfig(checkpoint=str(place.checkpoint), threads=1)
-    )
-    with background(config) as alone, httpx.Client(base_url=alone, timeout=60, trust_env=False) as http:
-        assert http.get("/healthz").json() == {"status": "ok"}
-        truth = [scores(http, seed) for seed in range(3)]
+def test_connections_reach_both_fronts_and_answers_are_those_of_the_model(url: str, place: Place) -> None:
+    """As those of one front are, see test_server.py."""
+    engine = Engine.open(EngineConfig(checkpoint=str(place.checkpoint), threads=1))
+    options = {**BODY, "negatives": None, "scoring": "softmax"}
+    truth = []
+    for seed in range(3):
+        film = decode(RawFilm(png_film(seed)), engine.backbone.contract)
+        (outcome,) = engine.run(Batch((Request(1, "zero_shot", film=film, options=options),)))
+        truth.append((outcome.value or {})["scores"])
     with fronts(url, place.keys["all"]) as found:
         assert set(found) == set(WORKERS)
         for http in found.values():
@@ -182,6 +186,11 @@ def is_whole(url: str, place: Place) -> bool:
         return set(found) == set(WORKERS)
 
 
+def waiting(url: str, place: Place) -> int:
+    with fronts(url, place.keys["all"]) as found:
+        return min(http.get("/readyz").json()["queue_length"] for http in found.values())
+
+
 def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Place, server: subprocess.Popen[str]) -> None:
     modules = ("serving.front_process", "serving.engine_process")
     parents = [server.pid, *children("serving.front_process", server.pid)]
@@ -198,7 +207,7 @@ def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Pl
             ]
             for thread in asking:
                 thread.start()
-            time.sleep(1.0)
+            wait_until(lambda: waiting(url, place) >= 2)
             server.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             with pytest.raises(httpx.TransportError):
