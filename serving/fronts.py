@@ -41,7 +41,7 @@ from serving.worker import engines
 
 log = logging.getLogger("serving.fronts")
 _LOOK_EACH_S = 0.05
-_HANG_LIMIT_S = 30.0  # a front says something each second
+_SILENT_S, _HANG_LIMIT_S = 3.0, 30.0  # a front says something each second
 _LONGEST_PAUSE_S = 10.0
 _ACCEPTED_AT_ONCE = 64
 _RETRY_S = 0.05
@@ -261,9 +261,7 @@ class Fronts:
 
     def _hand(self, connection: socket.socket) -> bool:
         """Give it to the next front in turn that can take it; False where none can."""
-        numbers = sorted(self._living)
-        later = [number for number in numbers if number > self._last_given]
-        for number in (*later, *(number for number in numbers if number <= self._last_given)):
+        for number in sorted(self._living, key=self._turn):
             try:
                 socket.send_fds(self._living[number].door, [b"c"], [connection.fileno()])
             except OSError:
@@ -271,6 +269,11 @@ class Fronts:
             self._last_given = number
             return True
         return False
+
+    def _turn(self, number: int) -> tuple[bool, bool, int]:
+        """Smaller goes first: the next in turn, and a front that has fallen silent last."""
+        silent_s = time.monotonic() - self._living[number].peer.last_heard
+        return silent_s > _SILENT_S, number <= self._last_given, number
 
 
 @asynccontextmanager

@@ -85,13 +85,21 @@ def test_more_keys_than_slots_keep_the_fullest(parent: Ledger) -> None:
 
 
 _TAKER = """
-import os, sys
+import os, sys, time
 from foundation.errors import Overloaded
 from serving.ledger import Ledger
 
 ledger, place, held = Ledger(int(sys.argv[1]), int(sys.argv[2])), sys.argv[3], 0
 budget = ledger.budget(1, "places", "items")
-while held < 300:
+look = ledger.in_use
+
+def look_and_dawdle(kind):
+    found = look(kind)
+    time.sleep(0.0005)
+    return found
+
+ledger.in_use = look_and_dawdle
+while held < 100:
     try:
         with budget.take(1):
             os.close(os.open(place, os.O_CREAT | os.O_EXCL))  # fails where another front holds it, too
