@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from training.learner import Learner, ModelRecipe, Prompts, TextSide, fit_positi
 from training.manifest import Row, load_manifest
 from training.start import start_tensors
 
+OF_TARGETS = ("findings", "prompts")  # told by a film's targets alone, so that mirrored and blended films have them too
 OBJECTIVES = ("masked", "gradients", "findings", "pairs", "prompts", "captions", "patches")
 MASK_GRID = 14
 VALIDATION_PHANTOMS = 400
@@ -60,8 +61,8 @@ class StageRecipe:
     objectives: dict[str, float]
     schedule: str = "constant"  # constant | cosine | linear (both to zero), always after a short warm-up
     hide_resolution: float = 0.0  # probability that a film kept at more than 160 px is shown as if kept at 128
-    flip: float = 0.0  # probability that a film is mirrored, its left and right targets exchanged; not with text
-    mix: float = 0.0  # Beta(mix, mix) share of a second film of the same stream (Zhang 2018); not with text
+    flip: float = 0.0  # probability that a film is mirrored, its left and right targets exchanged
+    mix: float = 0.0  # Beta(mix, mix) share of a second film of the same stream (Zhang 2018)
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,6 @@ class Pretraining:
 
     def __init__(self, recipe: PretrainRecipe, out: Path, device: str = "cpu") -> None:
         self.recipe, self.out, self.device = recipe, out, choose_device(device)
-        for stage in recipe.stage:
-            if (stage.flip or stage.mix) and _needs_text(stage):
-                raise InvalidRequest(
-                    f"Stage {stage.name!r} has text, which says left and right: set its flip and mix to 0.", param="stage"
-                )
         unknown = {name for stage in recipe.stage for name in stage.objectives} - set(OBJECTIVES)
         if unknown:
             raise InvalidRequest(
@@ -152,7 +148,7 @@ class Pretraining:
             rate = _rate(step, steps, stage.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate
-            parts = self._losses(learner, table, sampler.at(step), stage, text, prompts, seed)
+            parts = self._losses(learner, table, sampler.at(step), _at_step(stage, step), text, prompts, seed)
             total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
             if not torch.isfinite(total):
                 raise FloatingPointError(f"stage {stage.name}: the loss is not finite at step {step}")
@@ -362,6 +358,19 @@ def _is_chest(row: Row) -> bool:
 
 def _needs_text(stage: StageRecipe) -> bool:
     return bool({"pairs", "prompts", "captions", "patches"} & set(stage.objectives))
+
+
+def _at_step(stage: StageRecipe, step: int) -> StageRecipe:
+    """What a step of the stage does.
+
+    Reports and masks say left and right of one film. Where a stage has them and blends or mirrors films as well, it does
+    the two in turn: films as they are at even steps, blended ones, told by their targets alone, at odd steps.
+    """
+    if not (stage.flip or stage.mix) or not set(stage.objectives) - set(OF_TARGETS):
+        return stage
+    if step % 2 == 0:
+        return replace(stage, flip=0.0, mix=0.0)
+    return replace(stage, objectives={name: share for name, share in stage.objectives.items() if name in OF_TARGETS})
 
 
 def _rate(step: int, steps: int, schedule: str) -> float:
