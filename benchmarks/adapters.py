@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapter_traffic import Seen, adapter_bytes, make_films, traffic, truth_of, uniform, write_adapters, zipf
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 ROWS = 16
 RESIDENT = (1, 8, 64, 256)

@@ -25,10 +25,10 @@ from foundation.checkpoint import open_checkpoint
 from foundation.controls import blank
 from serving.engine import Engine
 from serving.messages import ChatTurn, Film, Request
-from training.chat_check import OPEN_QUESTION, choose_films, closed_questions
-from training.manifest import Row, load_manifest
-from training.metrics import PatientBootstrap, auroc
-from training.scoring import read_rows
+from training.evaluating.chat_check import OPEN_QUESTION, choose_films, closed_questions
+from training.manifests.manifest import Row, load_manifest
+from training.measuring.metrics import PatientBootstrap, auroc
+from training.measuring.scoring import read_rows
 
 KINDS = ("closed, present", "closed, absent", "open")
 INDEPENDENT_BELOW = 0.1  # as the page has it

@@ -36,7 +36,7 @@ from benchmarks.load.offline import Offline, offline
 from benchmarks.load.server import HOUSE, Served, cpu_s, serve
 from benchmarks.load.table import markdown
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 VIT_12M = {"image_size": 224, "layers": 10, "width": 320, "head_width": 64, "patch_size": 16}
 MANIFEST = HOUSE.parent / "shared/data/chest/manifest.jsonl"

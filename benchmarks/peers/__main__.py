@@ -36,7 +36,7 @@ from benchmarks.peers.measure import Plan, Row, lives, measure
 from benchmarks.peers.process import NotStartedError, free_port, running
 from benchmarks.peers.table import markdown, medians
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 RANDOM = "random-12m"
 REPORT, PAGE = HOUSE / "docs/results/peers.json", HOUSE / "docs/benchmarks.md"
