@@ -161,10 +161,9 @@ def server(checkpoint: str, store: Path, slot_bytes: int, memory_bytes: int) -> 
 
 def engine_mb() -> float:
     """Resident memory of the engine process of this server."""
+    from benchmarks.load.server import descendants
 
-    from benchmarks.soak import children
-
-    (engine,) = children(os.getpid(), "serving.engine_process")
+    (engine,) = descendants(os.getpid(), "serving.engine_process")
     return round(_resident_mb(engine), 1)
 
 
