@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapter_traffic import Seen, adapter_bytes, make_films, traffic, truth_of, uniform, write_adapters, zipf
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 ROWS = 16
 RESIDENT = (1, 8, 64, 256)
@@ -161,10 +161,9 @@ def server(checkpoint: str, store: Path, slot_bytes: int, memory_bytes: int) -> 
 
 def engine_mb() -> float:
     """Resident memory of the engine process of this server."""
+    from benchmarks.load.server import descendants
 
-    from benchmarks.soak import children
-
-    (engine,) = children(os.getpid(), "serving.engine_process")
+    (engine,) = descendants(os.getpid(), "serving.engine_process")
     return round(_resident_mb(engine), 1)
 
 

@@ -30,13 +30,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import keep
 from benchmarks.load.clients import Tally, closed_loop, in_turn, open_loop
 from benchmarks.load.films import FORMS, Ask, Form, asks, broken, films
 from benchmarks.load.offline import Offline, offline
 from benchmarks.load.server import HOUSE, Served, cpu_s, serve
 from benchmarks.load.table import markdown
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 VIT_12M = {"image_size": 224, "layers": 10, "width": 320, "head_width": 64, "patch_size": 16}
 MANIFEST = HOUSE.parent / "shared/data/chest/manifest.jsonl"
@@ -250,8 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = run(plan)
     print(markdown(found))
     if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        keep(found, chosen.report)
     if chosen.table:
         put_section("load", markdown(found), chosen.table)
     return 0
