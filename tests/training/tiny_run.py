@@ -102,7 +102,7 @@ def tiny_recipe(manifest: Path, text_folder: Path, cache_folder: Path, **changes
     text_objectives = {"findings": 1.0, "prompts": 0.5, "pairs": 0.1, "captions": 0.1, "patches": 0.1}
     stages = (
         StageRecipe("findings", SIZE, 32, 1e-3, {"findings": 1.0}, "cosine", flip=0.5, mix=0.3),
-        StageRecipe("align", SIZE + 32, 32, 4e-4, text_objectives, "linear", hide_resolution=0.6),
+        StageRecipe("align", SIZE + 32, 32, 4e-4, text_objectives, "linear", hide_resolution=0.6, flip=0.5, mix=0.3),
     )
     settings: dict[str, Any] = {
         "name": "tiny",

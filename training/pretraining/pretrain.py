@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.device import choose_device
+from foundation.enlarge import enlarge
 from foundation.errors import InvalidRequest
 from foundation.prompts import NIH_FINDINGS
 from training import resume
@@ -65,6 +66,7 @@ class StageRecipe:
     hide_resolution: float = 0.0  # probability that a film kept at more than 160 px is shown as if kept at 128
     flip: float = 0.0  # probability that a film is mirrored, its left and right targets exchanged
     mix: float = 0.0  # Beta(mix, mix) share of a second film of the same stream (Zhang 2018)
+    sizes: tuple[int, ...] = ()  # mirrored and blended films are enlarged to one of these at random; `size` where empty
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ class Pretraining:
             films, targets = mirror(films, targets, table.target_names, stage.flip, generator)
         if stage.mix:
             films, targets = mix(films, targets, [table.streams[i] for i in chosen], stage.mix, generator)
+        if stage.sizes:
+            films = enlarge(films, stage.sizes[int(torch.randint(len(stage.sizes), (1,), generator=generator))])
         parts: dict[str, Tensor] = {}
         for name in ("masked", "gradients"):
             if name in stage.objectives:
@@ -265,6 +269,11 @@ class Pretraining:
         stage = self.recipe.stage[index]
         priors = torch.from_numpy(datasets.known_means(table.targets))
         learner = Learner(self.recipe.model, stage.size, table.target_names, priors)
+        if stage.sizes and any("pos_embed" in name for name, _ in learner.named_parameters()):
+            raise InvalidRequest(
+                f"Stage {stage.name!r} names sizes, but {self.recipe.model.timm_name} is bound to one size: leave sizes out.",
+                param="sizes",
+            )
         if _needs_text(stage):
             reports = (text for texts in table.texts for text in texts)
             self._prompts = Prompts(table.target_names)
@@ -371,7 +380,7 @@ def _at_step(stage: StageRecipe, step: int) -> StageRecipe:
     if not (stage.flip or stage.mix) or not set(stage.objectives) - set(OF_TARGETS):
         return stage
     if step % 2 == 0:
-        return replace(stage, flip=0.0, mix=0.0)
+        return replace(stage, flip=0.0, mix=0.0, sizes=())
     return replace(stage, objectives={name: share for name, share in stage.objectives.items() if name in OF_TARGETS})
 
 

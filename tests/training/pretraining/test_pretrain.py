@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from foundation.errors import InvalidRequest
 from training.pretraining.bundle import BundleRecipe
-from training.pretraining.pretrain import OBJECTIVES, Pretraining, PretrainRecipe, StageRecipe, _rate
+from training.pretraining.pretrain import OBJECTIVES, Pretraining, PretrainRecipe, StageRecipe, _at_step, _rate
 from training.recipe import read_recipe
 
 
@@ -76,7 +76,7 @@ def test_a_finished_run_has_nothing_left_to_do(tiny: PretrainRecipe, finished_ru
 
 def test_every_objective_gives_a_finite_loss_and_gradients(tiny: PretrainRecipe, tmp_path: Path) -> None:
     alone = [StageRecipe(name, 64, 8, 1e-3, {name: 1.0}) for name in ("masked", "gradients")]
-    for stage in (*alone, tiny.stage[1]):
+    for stage in (*alone, _at_step(tiny.stage[1], 0)):
         run = Pretraining(replace(tiny, stage=(stage,)), tmp_path / stage.name)
         table = run.table("train", stage.size)
         learner = run._learner(0, table)
@@ -134,11 +134,49 @@ def test_odd_recipes_are_refused_before_anything_is_read(tiny: PretrainRecipe, t
     nowhere = replace(tiny, data=replace(tiny.data, manifest="nowhere.jsonl"))
     with pytest.raises(InvalidRequest, match="Unknown objective 'guesses'; known: masked, gradients, findings"):
         Pretraining(with_stage(nowhere, 0, objectives={"guesses": 1.0}), tmp_path)
-    for change in ({"flip": 0.5}, {"mix": 0.3}):
-        with pytest.raises(InvalidRequest, match="'align' has text, which says left and right"):
-            Pretraining(with_stage(nowhere, 1, **change), tmp_path)
+    with pytest.raises(InvalidRequest, match="'align' names sizes, but vesalius_tiny_visformer is bound to one size"):
+        Pretraining(with_stage(tiny, 1, sizes=(64, 96)), tmp_path / "sizes").run()
     with pytest.raises(InvalidRequest, match="stream 'hannover' has no films"):
         Pretraining(replace(tiny, data=replace(tiny.data, streams={"hannover": 1.0})), tmp_path / "run").run()
+
+
+def test_films_that_a_report_speaks_of_are_never_mirrored_or_blended(
+    tiny: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_targets, with_text = tiny.stage[0], replace(tiny.stage[1], sizes=(64, 96))
+    assert _at_step(only_targets, 0) == _at_step(only_targets, 1) == only_targets
+    even, odd = _at_step(with_text, 0), _at_step(with_text, 1)
+    assert (even.flip, even.mix, even.sizes) == (0.0, 0.0, ())
+    assert even.objectives == with_text.objectives
+    assert (odd.flip, odd.mix, odd.sizes) == (0.5, 0.3, (64, 96))
+    assert odd.objectives == {"findings": 1.0, "prompts": 0.5}
+    seen: list[tuple[bool, set[str]]] = []
+    plain = Pretraining._losses
+
+    def losses(self: Pretraining, *arguments: Any) -> Any:
+        parts = plain(self, *arguments)
+        seen.append((arguments[3].mix > 0, set(parts)))
+        return parts
+
+    monkeypatch.setattr(Pretraining, "_losses", losses)
+    Pretraining(tiny, tmp_path).run()
+    second = seen[-4:]
+    assert second == [(False, set(with_text.objectives)), (True, {"findings", "prompts"})] * 2
+
+
+def test_blended_films_are_seen_at_the_sizes_the_stage_names(tiny: PretrainRecipe, tmp_path: Path) -> None:
+    stage = StageRecipe("sizes", 64, 8, 1e-3, {"findings": 1.0}, flip=0.5, mix=0.3, sizes=(64, 96))
+    model = replace(tiny.model, timm_name="resnet14t")
+    run = Pretraining(replace(tiny, model=model, stage=(stage,)), tmp_path)
+    table = run.table("train", 64)
+    learner = run._learner(0, table)
+    widths = []
+    plain = learner.feature_map
+    learner.feature_map = lambda films: (widths.append(films.shape[-1]), plain(films))[1]  # type: ignore[method-assign]
+    for seed in range(12):
+        loss = run._losses(learner, table, np.arange(8), stage, None, None, seed)["findings"]
+        assert torch.isfinite(loss)
+    assert set(widths) == {64, 96}
 
 
 @pytest.mark.gpu
