@@ -166,6 +166,7 @@ def test_dice_over_clicks(made: FinetuneResult, manifest: Path, tmp_path: Path) 
     for title in TITLES[1:]:
         gain = report.find("gain over 0 clicks", title).value
         assert gain == pytest.approx(values[title] - values["0 clicks"], abs=1e-5)
+    assert 0 < report.find("dice, clicked anew", "1 click").value <= 1
     assert "| 0 clicks |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "clicks.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,17 +1,19 @@
 """Section on marks: Dice over the clicks of a simulated reader, who knows the mask and clicks where the answer is wrong.
 
     0 clicks   the answer to the classes' names alone
-    1 click    in the middle of the largest region that this answer missed
+    1 click    mending: in the middle of the largest region that this answer missed; anew: in the middle of the aim
     2 ...      in the middle of the region most in error: inside where it is missing, outside where it is too much
     a box      around the aim, in the place of clicks
 
 The aim is the largest connected part of a class's mask, since a click means the part it lies in (`prompted.py`). The middle of
-a region is its point furthest from its border, as in the protocol of interactive segmentation (Xu 2016; Sofiiuk 2022).
+a region is its point furthest from its border, as in the protocol of interactive segmentation (Xu 2016; Sofiiuk 2022). An
+answer to clicks knows nothing of the answer before it: one that mends badly shows that it takes the click for the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,40 +35,46 @@ Answer = Callable[[Prompt], Mask]
 """From marks to the mask (H, W) drawn for one class of one film."""
 
 
+@dataclass(frozen=True)
+class Marked:
+    """One class of one film. mending: Dice by words, after 1 to CLICKS clicks that mend them, by a box; anew: after clicks."""
+
+    patient: str
+    label: str
+    mending: tuple[float, ...]
+    anew: tuple[float, ...]
+
+
 def click_section(asked: Segmentation, rows: Sequence[Row]) -> list[Section]:
     """One section; none where no film has a mask. rows: plain films. The tower must carry the adapter."""
-    scores: list[list[float]] = []
-    patients: list[str] = []
-    classes: list[str] = []
-    for row in rows:
-        for label, dice in _marked(asked, row):
-            scores.append(dice)
-            patients.append(row.patient_id)
-            classes.append(label)
-    if not scores:
+    marked = [one for row in rows for one in _marked(asked, row)]
+    if not marked:
         return []
-    table, of_class = np.array(scores), np.array(classes)
-    draws = PatientBootstrap(patients, asked.resamples, asked.seed)
-    groups = {ALL: np.ones(len(table), bool), **{label: of_class == label for label in dict.fromkeys(classes)}}
-    if len(groups) == 2:
-        del groups[classes[0]]
-    name = asked.adapter.card.name
+    name, classes = asked.adapter.card.name, np.array([one.label for one in marked])
+    mending, anew = np.array([one.mending for one in marked]), np.array([one.anew for one in marked])
+    draws = PatientBootstrap([one.patient for one in marked], asked.resamples, asked.seed)
+    everyone = np.ones(len(marked), bool)
+    groups = {ALL: everyone, **{label: classes == label for label in asked.adapter.card.labels if (classes == label).any()}}
+    curves: dict[str, list[Estimate]] = {}
     measures: list[Measure] = []
-    curves: dict[str, list[Estimate]] = {group: [] for group in groups}
     for k, title in enumerate(TITLES):
         for group, among in groups.items():
-            estimate = draws.estimate(_mean(table[:, k], among))
-            measures.append(Measure("dice", estimate, name, title, group, films=int(among.sum())))
+            dice = draws.estimate(_mean(mending[:, k], among))
+            measures.append(Measure("dice", dice, name, title, group, films=int(among.sum())))
             if k <= CLICKS:
-                curves[group].append(estimate)
+                curves.setdefault(group, []).append(dice)
         if k:
-            gain = difference(_mean(table[:, k], groups[ALL]), _mean(table[:, 0], groups[ALL]))
+            gain = difference(_mean(mending[:, k], everyone), _mean(mending[:, 0], everyone))
             measures.append(Measure("gain over 0 clicks", draws.estimate(gain), name, title))
+        if 1 <= k <= CLICKS:
+            dice = draws.estimate(_mean(anew[:, k - 1], everyone))
+            measures.append(Measure("dice, clicked anew", dice, name, title))
+            curves.setdefault("all, clicked anew", [Estimate(float("nan"))]).append(dice)
     plot = band_plot("clicks.png", "Dice over simulated clicks", "clicks", "Dice", curves, range(CLICKS + 1))
     note = (
-        f"{len(table)} masks in {len(rows)} films of {draws.patients} patients: the largest connected part of each. 0 clicks: "
+        f"{len(marked)} masks in {len(rows)} films of {draws.patients} patients: the largest connected part of each. 0 clicks: "
         "the classes' names alone; then a click in the middle of the largest region that was missed, and each further one in "
-        "the middle of what is most in error."
+        "the middle of what is most in error. Clicked anew: the first click is in the middle of the whole part instead."
     )
     return [Section("What clicks and boxes add", note, tuple(measures), ("label",), ("name", "group"), plots=(plot,))]
 
@@ -76,8 +84,8 @@ def _mean(values: npt.NDArray[np.float64], among: npt.NDArray[np.bool_]) -> Stat
     return lambda weights: weighted_mean(kept, weights)
 
 
-def _marked(asked: Segmentation, row: Row) -> list[tuple[str, list[float]]]:
-    """Of each class whose mask this film has: Dice by words, by 1 to CLICKS clicks, and by a box."""
+def _marked(asked: Segmentation, row: Row) -> list[Marked]:
+    """Every class whose mask this film has."""
     film, truth = asked.read(row)
     seen, size, contract = asked.look(film), [size_of(film)], asked.backbone.contract
     [by_words] = asked.segmenter(*seen, size, contract)
@@ -90,20 +98,23 @@ def _marked(asked: Segmentation, row: Row) -> list[tuple[str, list[float]]]:
                 [result] = asked.segmenter(*seen, size, contract, [prompt])
                 return result.mask(label)
 
-            boxed = overlap(answer(Prompt(boxes=(box_around(aim),))), aim)
-            found.append((label, [*click_through(by_words.mask(label), aim, answer), float(boxed)]))
+            words = by_words.mask(label)
+            mended = click_through(first_click(words, aim), aim, answer)
+            anew = click_through(next_click(np.zeros_like(aim), aim), aim, answer)
+            boxed = float(overlap(answer(Prompt(boxes=(box_around(aim),))), aim))
+            found.append(Marked(row.patient_id, label, (float(overlap(words, aim)), *mended, boxed), anew))
     return found
 
 
-def click_through(by_words: Mask, aim: Mask, answer: Answer) -> list[float]:
-    """Dice (1 + CLICKS) with the aim, of the answer to words first, then after each click."""
-    points: tuple[Point, ...] = (first_click(by_words, aim),)
-    dice = [float(overlap(by_words, aim))]
+def click_through(first: Point, aim: Mask, answer: Answer) -> tuple[float, ...]:
+    """Dice (CLICKS) with the aim after each click, the first one given."""
+    points: tuple[Point, ...] = (first,)
+    dice = []
     for _ in range(CLICKS):
         found = answer(Prompt(points))
         dice.append(float(overlap(found, aim)))
         points = (*points, next_click(found, aim))
-    return dice
+    return tuple(dice)
 
 
 def first_click(found: Mask, truth: Mask) -> Point:
