@@ -29,6 +29,7 @@ from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig, Precision
+from serving.device import take_device
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
@@ -126,12 +127,8 @@ class Engine:
     @classmethod
     def open(cls, config: EngineConfig) -> Engine:
         """Open the checkpoint and the adapter store that `config` names. Raises CheckpointError."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(open_checkpoint(config.checkpoint, device=device), AdapterStore.default(config.adapters_dir), config)
+        opened = open_checkpoint(config.checkpoint, device=take_device(config))
+        return cls(opened, AdapterStore.default(config.adapters_dir), config)
 
     @property
     def facts(self) -> EngineFacts:

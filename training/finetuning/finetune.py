@@ -23,7 +23,7 @@ from training.finetuning.chat.finetune import ChatRecipe, chat_rows, train_chat
 from training.finetuning.classification.finetune import classification_rows, train_classification
 from training.finetuning.fusion.finetune import FusionRecipe, fusion_rows, train_fusion
 from training.finetuning.job import FinetuneJob, FinetuneResult, TrainableBackbone
-from training.finetuning.recipe import AnyRecipe, FinetuneRecipe
+from training.finetuning.recipe import FinetuneRecipe, TaskRecipe
 from training.finetuning.segmentation.finetune import SegmentationRecipe, segmentation_rows, train_segmentation
 from training.manifests.manifest import Manifest, filter_rows, load_manifest
 from training.recipe import read_recipe
@@ -55,7 +55,7 @@ def finetune(
     task: str,
     manifest: Path | str,
     out: Path | str,
-    recipe: AnyRecipe | str | None = None,
+    recipe: TaskRecipe | str | None = None,
     checkpoint: str | TrainableBackbone = "bundled",
     *,
     where: str | Sequence[str] = (),
@@ -85,7 +85,7 @@ def finetune(
     return trainer.train(FinetuneJob(asked, rows, backbone, base, folder, out, resume, is_quiet, cpu, opened))
 
 
-def select_rows(manifest: Manifest, recipe: AnyRecipe, where: str | Sequence[str] = ()) -> Manifest:
+def select_rows(manifest: Manifest, recipe: TaskRecipe, where: str | Sequence[str] = ()) -> Manifest:
     """The rows that recipe and caller ask for, of the licence classes the recipe allows."""
     clauses = (*recipe.data.where, *((where,) if isinstance(where, str) else where))
     kept = filter_rows(manifest, clauses) if clauses else manifest
@@ -93,7 +93,7 @@ def select_rows(manifest: Manifest, recipe: AnyRecipe, where: str | Sequence[str
     return kept.select(lambda row: not allowed or row.licence_class in allowed)
 
 
-def _check(task: str, trainer: Trainer, recipe: AnyRecipe, out: Path) -> None:
+def _check(task: str, trainer: Trainer, recipe: TaskRecipe, out: Path) -> None:
     if not isinstance(recipe, trainer.recipe) or recipe.task != task:
         raise InvalidRequest(f"The recipe {recipe.name!r} is for {recipe.task}, not for {task}.", param="recipe")
     check_name(recipe.name)

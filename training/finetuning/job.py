@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.card import AdapterCard, BaseRecord, DataRecord, read_card
 from adapters.files import Adapter, write_adapter
@@ -19,13 +19,13 @@ from adapters.half import round_to_half
 from adapters.tasks.classification import EncodesText
 from foundation.preprocess import InputContract
 from foundation.towers import ImageTower
-from training.finetuning.recipe import AnyRecipe
-from training.loop import LoopConfig, LoopReport
+from training.finetuning.recipe import TaskRecipe
+from training.loop import Loop, LoopConfig, LoopReport, ParameterGroup, Trainee
 from training.manifests.manifest import Manifest, Row
 from training.processes import is_main, main_first
 
 NON_COMMERCIAL = "nc"
-Recipe = TypeVar("Recipe", bound=AnyRecipe)
+Recipe = TypeVar("Recipe", bound=TaskRecipe)
 
 
 class TrainableBackbone(EncodesText, Protocol):
@@ -69,6 +69,11 @@ class FinetuneJob(Generic[Recipe]):
             seed=self.recipe.seed,
             cpu=self.cpu,
         )
+
+    def train(self, trainee: Trainee, model: nn.Module, groups: Sequence[ParameterGroup], config: LoopConfig) -> LoopReport:
+        """Run the loop in OUT/loop, on from where it was stopped if the job resumes; the best weights stay in the model."""
+        loop = Loop(trainee, model, groups, config, self.out / "loop", is_quiet=self.is_quiet)
+        return loop.run(resume=self.resume)
 
     def settle(self, learnt: Iterable[Tensor]) -> None:
         """Round what was learnt as the recipe stores it: what is scored from here on is what will be served."""

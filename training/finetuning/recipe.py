@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
 
 from adapters.tasks.classification import NORMAL
 from foundation.errors import InvalidRequest
@@ -17,7 +16,7 @@ LOSSES = ("bce", "asymmetric", "focal")
 CLASS_LOSSES = ("ce", "logit_adjusted", "focal")
 STORAGES = ("float16", "float32")
 UNCERTAIN = ("ignore", "ones", "zeros", "soft")
-_GENTLE = AugmentStrength(
+GENTLE = AugmentStrength(
     rotate_degrees=7.0, zoom=0.1, shift=0.04, gamma=0.25, contrast=0.2, brightness=0.06, noise=0.015, erase=0.0
 )
 
@@ -115,7 +114,7 @@ class ViewRecipe:
     """
 
     cached: int = 2
-    strength: AugmentStrength = field(default_factory=lambda: _GENTLE)
+    strength: AugmentStrength = field(default_factory=lambda: GENTLE)
     altered: AugmentStrength | None = None
 
 
@@ -173,38 +172,26 @@ class CardRecipe:
     limits: tuple[str, ...] = ()
 
 
-class AnyRecipe(Protocol):
-    """What the recipes of all tasks have."""
+@dataclass(frozen=True)
+class TaskRecipe:
+    """What the recipes of all tasks have. Each narrows `data` and adds what its head and its views need."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def data(self) -> RowsRecipe: ...
-    @property
-    def lora(self) -> LoraRecipe: ...
-    @property
-    def training(self) -> PaceRecipe: ...
-    @property
-    def card(self) -> CardRecipe: ...
+    name: str
+    task: str
+    seed: int = 0
+    data: RowsRecipe = field(default_factory=RowsRecipe)
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
+    training: PaceRecipe = field(default_factory=PaceRecipe)
+    card: CardRecipe = field(default_factory=CardRecipe)
 
 
 @dataclass(frozen=True)
-class FinetuneRecipe:
-    name: str
+class FinetuneRecipe(TaskRecipe):
     task: str = "classification"
-    seed: int = 0
     data: DataRecipe = field(default_factory=DataRecipe)
-    lora: LoraRecipe = field(default_factory=LoraRecipe)
     head: HeadRecipe = field(default_factory=HeadRecipe)
     views: ViewRecipe = field(default_factory=ViewRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
-    card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
         chosen = {

@@ -66,6 +66,20 @@ def curve_plot(
     return Plot(name, title, _png(figure))
 
 
+def band_plot(
+    name: str, title: str, xlabel: str, ylabel: str, curves: Mapping[str, Sequence[Estimate]], x: Sequence[float]
+) -> Plot:
+    """One line a name over `x`, with its 95 % intervals as a band."""
+    figure, axes = _figure(5.2, 3.8)
+    for label, estimates in curves.items():
+        [line] = axes.plot(x, [one.value for one in estimates], marker="o", markersize=4, linewidth=1, label=label)
+        bounds = [one.low for one in estimates], [one.high for one in estimates]
+        axes.fill_between(x, *bounds, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel=f"{xlabel} (bands: 95 % intervals, patients resampled)", ylabel=ylabel, title=title, xticks=x)
+    axes.legend(fontsize=7, frameon=False)
+    return Plot(name, title, _png(figure))
+
+
 @dataclass(frozen=True, eq=False)
 class FilmPicture:
     """One film (H, W) in grey with a title; outlines (H, W) masks drawn as contours by name, heat (H, W) in 0..1 laid over."""

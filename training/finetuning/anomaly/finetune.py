@@ -43,11 +43,10 @@ from training.finetuning.anomaly.trainee import (
     with_lesions,
 )
 from training.finetuning.job import FinetuneJob, FinetuneResult
-from training.finetuning.recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
+from training.finetuning.recipe import RowsRecipe, TaskRecipe
 from training.finetuning.report import write_report
 from training.finetuning.segmentation.trainee import level_grids
 from training.finetuning.trunk_cache import film_cache
-from training.loop import Loop
 from training.manifests.manifest import Manifest, Row
 
 _GENTLE = AugmentStrength(
@@ -109,16 +108,11 @@ class AnomalyViews:
 
 
 @dataclass(frozen=True)
-class AnomalyRecipe:
-    name: str
+class AnomalyRecipe(TaskRecipe):
     task: str = TASK
-    seed: int = 0
     data: NormalDataRecipe = field(default_factory=NormalDataRecipe)
-    lora: LoraRecipe = field(default_factory=LoraRecipe)
     head: AnomalyHeadRecipe = field(default_factory=AnomalyHeadRecipe)
     views: AnomalyViews = field(default_factory=AnomalyViews)
-    training: PaceRecipe = field(default_factory=PaceRecipe)
-    card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
         if self.views.cached < 1:
@@ -173,8 +167,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
     )
     try:
         groups = model.groups(recipe.training)
-        loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
-        report = loop.run(resume=job.resume)
+        report = job.train(trainee, model, groups, job.loop_config())
         if model.head.reader is not None:
             read_levels(model, trainee, recipe.head.penalties)
         job.settle(model.learnt())

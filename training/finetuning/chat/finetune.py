@@ -30,17 +30,12 @@ from training.finetuning.chat.scores import ChatScores, answer_all, majority, pa
 from training.finetuning.chat.stated import FilmReader, open_findings
 from training.finetuning.chat.trainee import AdaptedDecoder, ChatTrainee
 from training.finetuning.job import FinetuneJob, FinetuneResult
-from training.finetuning.recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
+from training.finetuning.recipe import GENTLE, PaceRecipe, RowsRecipe, TaskRecipe
 from training.finetuning.report import write_report
 from training.finetuning.trunk_cache import film_cache
-from training.loop import Loop
 from training.manifests.manifest import Manifest
 from training.manifests.qa import QaRow, has_questions, read_questions
 from training.measuring.metrics import Floats, PatientBootstrap, Statistic, difference, weighted_mean
-
-_GENTLE = AugmentStrength(
-    rotate_degrees=7.0, zoom=0.1, shift=0.04, gamma=0.25, contrast=0.2, brightness=0.06, noise=0.015, erase=0.0
-)
 
 
 @dataclass(frozen=True)
@@ -56,20 +51,16 @@ class ChatViewRecipe:
     """count: views of each training film, the first being the film itself; findings are read from each anew."""
 
     count: int = 4
-    strength: AugmentStrength = field(default_factory=lambda: _GENTLE)
+    strength: AugmentStrength = field(default_factory=lambda: GENTLE)
 
 
 @dataclass(frozen=True)
-class ChatRecipe:
-    name: str
+class ChatRecipe(TaskRecipe):
     task: str = TASK
-    seed: int = 0
     data: ChatDataRecipe = field(default_factory=ChatDataRecipe)
     twins: TwinRecipe = field(default_factory=TwinRecipe)
     views: ChatViewRecipe = field(default_factory=ChatViewRecipe)
-    lora: LoraRecipe = field(default_factory=LoraRecipe)
     training: PaceRecipe = field(default_factory=lambda: PaceRecipe(batch_size=32, lora_rate=1e-3))
-    card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.data.closed <= 1.0:
@@ -113,8 +104,7 @@ def train_chat(job: Job) -> FinetuneResult:
     torch.manual_seed(recipe.seed)
     model = AdaptedDecoder(decoder, recipe.lora)
     config = replace(job.loop_config("loss"), is_higher_better=False)
-    loop = Loop(trainee, model, model.groups(recipe.training.lora_rate), config, job.out / "loop", is_quiet=job.is_quiet)
-    report = loop.run(resume=job.resume)
+    report = job.train(trainee, model, model.groups(recipe.training.lora_rate), config)
     job.settle(model.learnt())
     decoder.cpu()
     answers = {split: answers_to(decoder, pairs[split], shelves) for split in base}

@@ -36,7 +36,7 @@ from training.finetuning.level_fit import fit_levels
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.report import Scored, write_report
 from training.finetuning.trunk_cache import film_cache, to_unit
-from training.loop import Loop, LoopReport
+from training.loop import LoopReport
 from training.manifests.manifest import Manifest, Row
 from training.trust.calibrate import calibrate_labels
 from training.trust.conformal import fit_conformal
@@ -161,8 +161,7 @@ def _train(job: Job, table: LabelTable, films: Mapping[str, Films]) -> Trained:
             blend_prototypes(model.head.text, seen, films["train"].truth)
         blended = {split: trainee.logits(model, split) for split in scored} if recipe.data.shots else {}
         groups = model.groups(recipe.training)
-        loop = Loop(trainee, model, groups, job.loop_config(), job.out / "loop", is_quiet=job.is_quiet)
-        report = loop.run(resume=job.resume)
+        report = job.train(trainee, model, groups, job.loop_config())
         job.settle(model.learnt())
         logits = {split: trainee.logits(model, split) for split in scored}
         return Trained(model.weights(), model.head.state_dict(), model.head.options, report, logits, zero_shot, blended)

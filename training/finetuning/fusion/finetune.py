@@ -53,9 +53,9 @@ from training.finetuning.fusion.report import Fusion, Told, write_fusion_report
 from training.finetuning.fusion.rules import answer_all, answer_own, choose_rules, conformal_bounds
 from training.finetuning.fusion.scores import FusionScores, Grid, card_metrics, score_boosting
 from training.finetuning.job import FinetuneJob, FinetuneResult
-from training.finetuning.recipe import CardRecipe, LoraRecipe, PaceRecipe
+from training.finetuning.recipe import LoraRecipe, PaceRecipe, TaskRecipe
 from training.finetuning.trunk_cache import film_cache, to_pixels
-from training.loop import Loop, LoopReport
+from training.loop import LoopReport
 from training.manifests.manifest import Manifest
 from training.processes import is_main
 from training.trust.calibrate import fit_thresholds
@@ -78,16 +78,13 @@ class FusionViews:
 
 
 @dataclass(frozen=True)
-class FusionRecipe:
-    name: str
+class FusionRecipe(TaskRecipe):
     task: str = TASK
-    seed: int = 0
     data: FusionDataRecipe = field(default_factory=lambda: FusionDataRecipe())
     lora: LoraRecipe = field(default_factory=lambda: LoraRecipe(rank=2, alpha=2.0, first_block=-1))
     head: FusionHeadRecipe = field(default_factory=FusionHeadRecipe)
     views: FusionViews = field(default_factory=FusionViews)
     training: PaceRecipe = field(default_factory=lambda: PaceRecipe(epochs=3, batch_size=16))
-    card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
         if self.views.cached < 2:
@@ -249,8 +246,7 @@ def _steady(job: Job, model: SteadyTower, cases: Sequence[Case]) -> LoopReport:
         is_quiet=job.is_quiet,
     )
     groups = [group for group in model.groups(recipe.training) if group.parameters]
-    loop = Loop(trainee, model, groups, job.loop_config("agreement"), job.out / "loop", is_quiet=job.is_quiet)
-    return loop.run(resume=job.resume)
+    return job.train(trainee, model, groups, job.loop_config("agreement"))
 
 
 @dataclass(frozen=True, eq=False)

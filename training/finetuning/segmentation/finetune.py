@@ -24,7 +24,7 @@ from foundation.readers import read_film
 from training.augment import AugmentStrength
 from training.finetuning.adapted_tower import level_widths
 from training.finetuning.job import FinetuneJob, FinetuneResult
-from training.finetuning.recipe import CardRecipe, LoraRecipe, PaceRecipe, RowsRecipe
+from training.finetuning.recipe import PaceRecipe, RowsRecipe, TaskRecipe
 from training.finetuning.report import write_report
 from training.finetuning.segmentation.masks import (
     Mask,
@@ -53,7 +53,6 @@ from training.finetuning.segmentation.scores import (
 )
 from training.finetuning.segmentation.trainee import AdaptedSegmenter, SegmentationTrainee
 from training.finetuning.trunk_cache import film_cache
-from training.loop import Loop
 from training.manifests.manifest import Manifest
 from training.measuring.metrics import Statistic
 
@@ -101,16 +100,12 @@ class SegmentationHeadRecipe:
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe:
-    name: str
+class SegmentationRecipe(TaskRecipe):
     task: str = TASK
-    seed: int = 0
     data: MaskDataRecipe = field(default_factory=MaskDataRecipe)
-    lora: LoraRecipe = field(default_factory=LoraRecipe)
     head: SegmentationHeadRecipe = field(default_factory=SegmentationHeadRecipe)
     views: SegmentationViews = field(default_factory=SegmentationViews)
     training: PaceRecipe = field(default_factory=lambda: PaceRecipe(batch_size=8, head_rate=2e-3))
-    card: CardRecipe = field(default_factory=CardRecipe)
 
     def __post_init__(self) -> None:
         if not self.data.masks:
@@ -169,10 +164,7 @@ def train_segmentation(job: Job) -> FinetuneResult:
         thresholds=(0.5,) * len(labels),
     )
     try:
-        groups = model.groups(recipe.training)
-        report = Loop(trainee, model, groups, job.loop_config("dice"), job.out / "loop", is_quiet=job.is_quiet).run(
-            resume=job.resume
-        )
+        report = job.train(trainee, model, model.groups(recipe.training), job.loop_config("dice"))
         job.settle(model.learnt())
         scored = {split: _score(job, trainee, model, films[split], card) for split in ("val", "test") if split in films}
         lora, head = model.weights(), {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
