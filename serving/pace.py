@@ -23,7 +23,7 @@ class Pace:
     rows_rows: float = 0.0
     rows_seconds: float = 0.0
 
-    def after(self, rows: int, seconds: float) -> Pace:
+    def after(self, rows: float, seconds: float) -> Pace:
         """The pace once a batch of `rows` has taken `seconds`."""
         return Pace(
             _MEMORY * self.weight + 1.0,
@@ -53,7 +53,7 @@ class Pace:
         overhead = mean_seconds - per_row * mean_rows
         return (per_row, overhead) if overhead >= 0.0 else (through_zero, 0.0)
 
-    def seconds_for(self, rows: int) -> float:
+    def seconds_for(self, rows: float) -> float:
         """What a batch of `rows` is expected to take; 0 while nothing is known."""
         per_row, overhead = self.line
         return per_row * rows + overhead
@@ -71,13 +71,13 @@ class Paces:
     retry_every: int = 64
     _since: int = 0
 
-    def note(self, rows: int, seconds: float, *, is_wide: bool) -> None:
+    def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
         if is_wide:
             self.wide, self._since = self.wide.after(rows, seconds), 0
         else:
             self.narrow = self.narrow.after(rows, seconds)
 
-    def prefers_wide(self, rows: int) -> bool:
+    def prefers_wide(self, rows: float) -> bool:
         """For a batch with nothing beside it."""
         if not self.narrow.is_known:
             return True
