@@ -205,7 +205,7 @@ class EngineLoop:
 
 
 class LanesLoop(EngineLoop):
-    """The same over lanes. lane_rows: the most that a batch may cost that runs on one core."""
+    """The same over lanes. lane_rows: the most that a batch on one core may ever cost; see pace.py."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class LanesLoop(EngineLoop):
         clock: Callable[[], float] = time.monotonic,
         *,
         lanes: int,
-        lane_rows: int,
+        lane_rows: float,
         cores: int,
         doorstep: Doorstep | None = None,
         withdrawn: Withdrawals | None = None,
@@ -223,7 +223,7 @@ class LanesLoop(EngineLoop):
     ) -> None:
         super().__init__(engine, scheduler, send, clock, doorstep, withdrawn, weigh)
         self._runs = engine
-        self._lane_rows, self._cores = lane_rows, cores
+        self._most_rows, self._cores = lane_rows, cores
         self._lanes: Lanes[Any] = Lanes(lanes, self._compute, lambda one: self.inbox.put({"kind": "computed", "prepared": one}))
         self._computed: list[Any] = []
         self._is_blocked = False  # nothing that waits can go before something else ends
@@ -284,6 +284,10 @@ class LanesLoop(EngineLoop):
     def _opening(self) -> int:
         """Chats whose film is looked at, and which will be written then."""
         return sum(request.operation == "chat" for request in self._under_way.values())
+
+    @property
+    def _lane_rows(self) -> float:
+        return self.paces.lane_rows(self._most_rows)
 
     @property
     def _share(self) -> float:
