@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _MEMORY = 0.95  # the weight a batch keeps when another one has run
 _WARY = 1e-9
 _TOLD_APART = 0.01  # how much sizes must vary, squared and over their mean, before a line through them says how they differ
-OVERHEAD_SHARE = 0.08  # of a lane's time: larger batches would gain less than that, and make their rows wait longer
+OVERHEAD_SHARE = 0.1  # of a lane's time: larger batches would gain less than that, and make their rows wait longer
 FEWEST_ROWS = 4  # of a lane's batch where that many wait
 
 
