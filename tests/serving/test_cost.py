@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
-from tiny import noise_film
+import json
+from pathlib import Path
 
+import pytest
+from tiny import SIZE, noise_film, write_checkpoint, write_findings
+
+from foundation.checkpoint import open_checkpoint
+from serving.config import EngineConfig
 from serving.cost import row_weight, rows_of, weighed
-from serving.messages import Request
+from serving.engine import Engine
+from serving.engine_loop import EngineLoop
+from serving.messages import Batch, Outcome, Request
 from serving.scheduler import Budget, Scheduler
+from serving.transport import request_to_plain
 
 SIZES = {"three": (160, 192), "two": (192,)}
 
@@ -56,3 +64,35 @@ def test_batches_are_bounded_by_work_not_by_films() -> None:
     assert all(sum(number < 3 for number in batch) == 1 for batch in batches)
     assert len(batches) == 3
     assert sorted(number for batch in batches for number in batch) == list(range(6))
+
+
+def test_the_loop_weighs_what_comes() -> None:
+    ran: list[list[int]] = []
+
+    class Notes:
+        generating = 0
+
+        def run(self, batch: Batch) -> list[Outcome]:
+            ran.append([request.id for request in batch.requests])
+            return []
+
+    scheduler = Scheduler(Budget(rows=6))
+    loop = EngineLoop(Notes(), scheduler, lambda message: None, clock=lambda: 0.0, weigh=lambda request: 5.0)  # type: ignore[arg-type]
+    for number in (1, 2):
+        loop.deliver({"kind": "request", "request": request_to_plain(Request(number, "embed_image"))})
+    while loop.step():
+        pass
+    assert ran == [[1], [2]]
+
+
+def test_the_engine_knows_from_a_card_at_which_sizes_films_are_read(tmp_path: Path) -> None:
+    backbone = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", with_decoder=False)).backbone
+    write_findings(tmp_path / "adapters", backbone, "cxr-findings")
+    card = tmp_path / "adapters" / "cxr-findings" / "card.json"
+    told = json.loads(card.read_text())
+    card.write_text(json.dumps({**told, "head": {**told["head"], "sizes": [SIZE * 3 // 2]}}))
+    engine = Engine.open(EngineConfig(checkpoint=str(tmp_path / "checkpoint"), adapters_dir=str(tmp_path / "adapters")))
+    film = noise_film(1)
+    assert engine.weigh(Request(1, "classify", film=film, adapter="cxr-findings")) == pytest.approx(2 + 2.25)
+    assert engine.weigh(Request(2, "classify", film=film, adapter="unknown")) == 2
+    assert engine.weigh(Request(3, "embed_image", film=film)) == 1
