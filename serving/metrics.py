@@ -6,6 +6,8 @@ error table, operations from `messages.Operation`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -19,6 +21,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._followed: dict[tuple[Counter, str], float] = {}
         self.requests = self._counter("requests", "HTTP requests answered", "route", "method", "status")
         self.request_seconds = self._histogram("request_seconds", "From headers to the last byte", "route")
         self.in_flight = self._gauge("requests_in_flight", "HTTP requests being answered")
@@ -28,12 +31,16 @@ class Metrics:
         self.queue_seconds = self._histogram("queue_seconds", "Waiting for the device", "operation")
         self.first_token_seconds = self._histogram("first_token_seconds", "From question to first piece of an answer")
         self.completion_tokens = self._counter("completion_tokens", "Tokens generated")
+        self.withdrawn_rows = self._counter("withdrawn_rows", "Rows of callers who had left, by where they were", "where")
+        self.forwarded_rows = self._counter("forwarded_rows", "Rows through the trunk, by who still waited", "whom")
         self.ready = self._gauge("ready", "1 when the engine answers")
         self.queue_length = self._gauge("queue_length", "Requests waiting for the device")
         self.last_forward_age = self._gauge("last_forward_age_seconds", "Since the engine last finished a batch")
 
     def render(self, readiness: Readiness) -> bytes:
         """Everything in Prometheus's text format, with the gauges taken from `readiness`."""
+        self._follow(self.withdrawn_rows, readiness.withdrawn)
+        self._follow(self.forwarded_rows, readiness.forwarded)
         self.ready.set(1 if readiness.ready else 0)
         self.queue_length.set(readiness.queue_length)
         age = readiness.last_forward_age_s
@@ -48,3 +55,10 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"vesalius_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+
+    def _follow(self, counter: Counter, values: Mapping[str, float]) -> None:
+        """Raise a counter of one label to what was counted elsewhere."""
+        for label, value in values.items():
+            more = value - self._followed.get((counter, label), 0.0)
+            self._followed[counter, label] = value
+            counter.labels(label).inc(max(0.0, more))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 HOUSE = Path(__file__).resolve().parents[2]
+_FORWARDED = re.compile(r'vesalius_forwarded_rows_total\{whom="(\w+)"\} (\S+)')
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,6 +43,13 @@ class Served:
     def memory_mb(self) -> dict[str, float]:
         """rss: resident, shared pages counted in each process; pss: shared pages counted once."""
         return {"rss": _memory_mb(self.processes, "Rss:"), "pss": _memory_mb(self.processes, "Pss:")}
+
+
+def forwarded_rows(url: str) -> dict[str, float]:
+    """Films that went through the trunk so far, by whether anyone still waited for them: "someone", "nobody"."""
+    with urlopen(f"{url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    return {whom: float(rows) for whom, rows in _FORWARDED.findall(text)}
 
 
 @contextmanager
