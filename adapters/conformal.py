@@ -5,7 +5,7 @@
 
 Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding `coverage` keep "present" in
 their set, of films that do not `coverage` keep "absent". A set of both, or of neither, says that the film does not decide.
-Fitted by `training/conformal.py`.
+Fitted by `training/trust/conformal.py`.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ class RefusedAdapter:
 _Sign = tuple[int, int, int, int]
 
 
-def _sign_of(path: Path) -> _Sign | None:
+def _sign_of(path: str) -> _Sign | None:
     """What changes when a file is written or another is put in its place; None where there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -59,7 +59,7 @@ class AdapterStore:
 
     def __init__(self, *roots: Path | str) -> None:
         self.roots = tuple(Path(root) for root in roots) or (LIBRARY,)
-        self._known: dict[Path, tuple[_Sign, StoredAdapter]] = {}
+        self._known: dict[str, tuple[_Sign, StoredAdapter]] = {}  # by folder; all by plain strings: a store may hold thousands
 
     @classmethod
     def default(cls, user_root: Path | str | None = None) -> AdapterStore:
@@ -119,17 +119,18 @@ class AdapterStore:
 
     def _read(self, root: Path, name: str) -> StoredAdapter:
         """What the card says; a card that is the same file as when it was last looked at is not read again."""
-        folder = root / name
-        sign = _sign_of(folder / CARD)
-        known = self._known.get(folder)
+        place = f"{root}/{name}"
+        sign = _sign_of(f"{place}/{CARD}")
+        known = self._known.get(place)
         if known is not None and sign is not None and known[0] == sign:
             return known[1]
+        folder = root / name
         created = sign[2] // 10**9 if sign is not None else 0
         is_bundled = root.resolve() == LIBRARY.resolve()
         card, digest = read_card_with_digest(folder)
         stored = StoredAdapter(name, folder, card, digest, is_bundled, created)
-        if sign is not None and sign == _sign_of(folder / CARD):
-            self._known[folder] = (sign, stored)
+        if sign is not None and sign == _sign_of(f"{place}/{CARD}"):
+            self._known[place] = (sign, stored)
         return stored
 
     def _all(self) -> Iterator[StoredAdapter | RefusedAdapter]:
@@ -150,13 +151,15 @@ class AdapterStore:
         return AdapterNotFound(f"There is no adapter called {name!r}; known are: {known}.", param="adapter")
 
     def _root_of(self, name: str) -> Path | None:
-        return next((root for root in reversed(self.roots) if (root / name / CARD).is_file()), None)
+        return next((root for root in reversed(self.roots) if os.path.isfile(f"{root}/{name}/{CARD}")), None)
 
     def _names(self) -> Iterator[str]:
         for root in self.roots:
-            for card in root.glob(f"*/{CARD}"):
-                if _is_name(card.parent.name):
-                    yield card.parent.name
+            try:
+                held = os.listdir(root)
+            except OSError:
+                continue
+            yield from (name for name in held if _is_name(name) and os.path.exists(f"{root}/{name}/{CARD}"))
 
 
 def _is_name(name: str) -> bool:

@@ -11,8 +11,8 @@ from foundation.prompt import FindingState
 from serving.engine import Engine
 from serving.evidence import Finding
 from serving.messages import ChatTurn, Film, Request
-from training.chat_check import Answer
-from training.scoring import Film as Pixels
+from training.evaluating.chat_check import Answer
+from training.measuring.scoring import Film as Pixels
 
 NOT_ASSESSED = "Not assessed: this looks like {}."
 

@@ -299,7 +299,7 @@ def _show_items(files: Sequence[Path], answer: dict[str, Any], show: Show) -> No
 
 
 def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
-    from training.bundle import pretrain
+    from training.pretraining.bundle import pretrain
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -309,7 +309,7 @@ def _pretrain(chosen: argparse.Namespace, show: Show) -> None:
 
 
 def _finetune(chosen: argparse.Namespace, show: Show) -> None:
-    from training.finetune import finetune
+    from training.finetuning.finetune import finetune
 
     done = finetune(
         chosen.task, chosen.manifest, chosen.out, chosen.recipe, chosen.checkpoint, resume=chosen.resume, is_quiet=chosen.json
@@ -324,7 +324,7 @@ def _finetune(chosen: argparse.Namespace, show: Show) -> None:
 def _evaluate(chosen: argparse.Namespace, show: Show) -> None:
     from adapters.store import AdapterStore
     from app.chat_opener import open_chat
-    from training.evaluate import Options, evaluate
+    from training.evaluating.evaluate import Options, evaluate
 
     options = Options(baselines=tuple(chosen.baselines))
     if chosen.phantoms is not None:

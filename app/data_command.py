@@ -21,7 +21,7 @@ def add_data_command(command: argparse.ArgumentParser) -> None:
 
 def run_data(chosen: argparse.Namespace, show: Show) -> None:
     """Shows the report; leaves with code 2 where the manifest cannot be trained on."""
-    from training.manifest_check import check_manifest
+    from training.manifests.check import check_manifest
 
     columns = {}
     for pair in chosen.column:

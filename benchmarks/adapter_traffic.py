@@ -11,9 +11,11 @@ import io
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -26,12 +28,16 @@ Truth = Mapping[tuple[str, int], tuple[float, ...]]  # (digest of the adapter, f
 
 @dataclass
 class Seen:
-    """What the clients saw. wrong: answers that are not those of the adapter their provenance names."""
+    """What the clients saw. wrong: answers that are not those of the adapter their provenance names.
+
+    failed: what each answer that was none said; codes: how many of them had which code, or were which loss of the connection.
+    """
 
     latencies_s: list[float] = field(default_factory=list)
     digests: set[str] = field(default_factory=set)
     wrong: int = 0
     failed: list[str] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)
 
     @property
     def answers(self) -> int:
@@ -119,14 +125,22 @@ def uniform(count: int, seed: int) -> Callable[[], int]:
     return lambda: draw.randrange(count)
 
 
+class FailedError(RuntimeError):
+    """An answer that is an error; code: the server's own."""
+
+    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+        super().__init__(f"{status}: {error}")
+        self.code = str(error.get("code"))
+
+
 async def classify(http: httpx.AsyncClient, name: str, film: bytes) -> tuple[str, tuple[float, ...]]:
-    """The digest an answer names and its probabilities. Raises RuntimeError with the body of any other answer."""
+    """The digest an answer names and its probabilities. Raises FailedError for any other answer."""
     answer = await http.post("/v1/classify", files={"file": ("film", film)}, data={"model": name})
     if answer.status_code != 200:
-        raise RuntimeError(answer.text)
+        raise FailedError(answer.status_code, answer.json()["error"])
     (item,) = answer.json()["data"]
     if item.get("error"):
-        raise RuntimeError(str(item["error"]))
+        raise FailedError(200, item["error"])
     return item["provenance"]["adapter"], tuple(label["probability"] for label in item["labels"])
 
 
@@ -154,8 +168,10 @@ async def traffic(
             start = time.perf_counter()
             try:
                 digest, told = await classify(http, name, films[film])
-            except (RuntimeError, httpx.HTTPError) as error:
-                seen.failed.append(f"{type(error).__name__}: {error}")
+            except (FailedError, httpx.HTTPError) as error:
+                after_s = time.perf_counter() - start
+                seen.failed.append(f"{type(error).__name__} after {after_s:.1f} s: {error}")
+                seen.codes[error.code if isinstance(error, FailedError) else type(error).__name__] += 1
                 continue
             seen.latencies_s.append(time.perf_counter() - start)
             seen.digests.add(digest)

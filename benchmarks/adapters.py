@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapter_traffic import Seen, adapter_bytes, make_films, traffic, truth_of, uniform, write_adapters, zipf
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 ROWS = 16
 RESIDENT = (1, 8, 64, 256)
@@ -161,10 +161,9 @@ def server(checkpoint: str, store: Path, slot_bytes: int, memory_bytes: int) -> 
 
 def engine_mb() -> float:
     """Resident memory of the engine process of this server."""
+    from benchmarks.load.server import descendants
 
-    from benchmarks.soak import children
-
-    (engine,) = children(os.getpid(), "serving.engine_process")
+    (engine,) = descendants(os.getpid(), "serving.engine_process")
     return round(_resident_mb(engine), 1)
 
 
@@ -231,7 +230,12 @@ def right_answers(checkpoint: str, adapters: int, clients: int, seconds: float) 
     found = {"hardware": hardware(), "checkpoint": checkpoint, "adapters": adapters, "places": adapters // 2}
     found |= {"clients": clients, "seconds": seconds, "answers": seen.answers, "wrong": seen.wrong, "failed": len(seen.failed)}
     found |= {"p50_ms": seen.percentile_ms(50), "p95_ms": seen.percentile_ms(95), "load": load()}
-    return found | {"engine_mb_before": before, "engine_mb_after": after, "first_failures": seen.failed[:3]}
+    return found | {
+        "engine_mb_before": before,
+        "engine_mb_after": after,
+        "failures": dict(seen.codes),
+        "first_failures": seen.failed[:3],
+    }
 
 
 # The table
@@ -257,10 +261,17 @@ def table(held: Mapping[str, Any]) -> str:
             "",
             f"{one['clients']} clients on {one['adapters']} adapters, {one['places']} of them with a place, for "
             f"{one['seconds']:g} s ({one['hardware']}; checkpoint `{one['checkpoint']}`): {one['answers']} answers, "
-            f"{one['wrong']} wrong, {one['failed']} failed; p50 {one['p50_ms']} ms, p95 {one['p95_ms']} ms; engine "
+            f"{one['wrong']} wrong, {one['failed']} failed{_codes(one)}; "
+            f"p50 {one['p50_ms']} ms, p95 {one['p95_ms']} ms; engine "
             f"{one['engine_mb_before']} MB before and {one['engine_mb_after']} MB after.",
         ]
     return "\n".join(parts)
+
+
+def _codes(held: Mapping[str, Any]) -> str:
+    """With which codes requests failed, where that was kept."""
+    told = ", ".join(f"{count} {code}" for code, count in held.get("failures", {}).items())
+    return f" ({told})" if told else ""
 
 
 def _shared(held: Mapping[str, Any]) -> str:
@@ -296,13 +307,14 @@ def _http_table(held: Mapping[str, Any]) -> list[str]:
         f"{held['registered']} adapters of {held['adapter_kib']} KiB registered, {held['clients']} clients in a closed loop; "
         f"checkpoint `{held['checkpoint']}`, {held['hardware']}. Others: where an adapter comes from that has no place.",
         "",
-        "| resident | others | traffic | p50 ms | p95 ms | asked for the first time: p50, p95 ms | engine MB before, after |",
+        "| resident of all | others | traffic | p50 ms | p95 ms | first asked for: p50, p95 ms | engine MB before, after |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in held["lines"]:
         first = f"{one['first_time_p50_ms']}, {one['first_time_p95_ms']}"
         memory = f"{one['engine_mb_before']}, {one['engine_mb_after']}"
-        cells = (one["resident"], one["others"], one["traffic"], one["p50_ms"], one["p95_ms"], first, memory)
+        resident = f"{one['resident']} ({one['resident'] / held['registered']:.0%})"
+        cells = (resident, one["others"], one["traffic"], one["p50_ms"], one["p95_ms"], first, memory)
         told.append("| " + " | ".join(map(str, cells)) + " |")
     return told
 

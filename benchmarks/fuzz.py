@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import json
 import sys
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.figures import tell
 from benchmarks.mutants import mutant, seeds
 from serving.api.app import create_app
 from serving.decode_pool import DecodeConfig, DecodePool
@@ -153,11 +153,7 @@ def main() -> int:
     config = DecodeConfig(time_limit_s=chosen.limit, start_limit_s=600.0)
     keep = chosen.report.with_suffix("") if chosen.report else None
     found = asyncio.run(fuzz(chosen.count, chosen.first, config=config, keep=keep))
-    told = json.dumps(vars(found) | {"clean": found.is_clean}, indent=1)  # NOTE: asdict would spoil the counters
-    print(told)
-    if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(told + "\n", encoding="utf-8")
+    tell(vars(found) | {"clean": found.is_clean}, chosen.report)  # NOTE: asdict would spoil the counters
     return 0 if found.is_clean else 1
 
 

@@ -10,7 +10,6 @@ those of blank ones, with an interval over patients. The gate, which refuses a b
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import count
@@ -21,14 +20,15 @@ from unittest import mock
 import numpy as np
 
 from adapters.store import AdapterStore
+from benchmarks.figures import tell
 from foundation.checkpoint import open_checkpoint
 from foundation.controls import blank
 from serving.engine import Engine
 from serving.messages import ChatTurn, Film, Request
-from training.chat_check import OPEN_QUESTION, choose_films, closed_questions
-from training.manifest import Row, load_manifest
-from training.metrics import PatientBootstrap, auroc
-from training.scoring import read_rows
+from training.evaluating.chat_check import OPEN_QUESTION, choose_films, closed_questions
+from training.manifests.manifest import Row, load_manifest
+from training.measuring.metrics import PatientBootstrap, auroc
+from training.measuring.scoring import read_rows
 
 KINDS = ("closed, present", "closed, absent", "open")
 INDEPENDENT_BELOW = 0.1  # as the page has it
@@ -95,11 +95,7 @@ def main() -> int:
     with mock.patch("serving.engine.Gate.load", return_value=None):
         engine = Engine(open_checkpoint(chosen.checkpoint), AdapterStore.default())
     found = measure(engine, choose_films(rows, chosen.films, chosen.seed), chosen.resamples, chosen.seed)
-    text = json.dumps({"films": chosen.films, "source": chosen.source, "split": chosen.split, "reliance": found}, indent=1)
-    print(text)
-    if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(text + "\n", encoding="utf-8")
+    tell({"films": chosen.films, "source": chosen.source, "split": chosen.split, "reliance": found}, chosen.report)
     return 0
 
 

@@ -14,7 +14,6 @@ import argparse
 import base64
 import importlib.util
 import io
-import json
 import socket
 import sys
 import threading
@@ -30,6 +29,7 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from benchmarks.figures import tell
 from serving.api.app import create_app
 from serving.fake import ADAPTER, DETECTOR, FUSER, SEGMENTER, FakeGateway
 
@@ -49,11 +49,7 @@ def main() -> int:
         return 2
     with served() as url:
         found = ask_everything(url, chosen.examples, chosen.seed)
-    text = json.dumps(found, indent=1)
-    print(text)
-    if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(text + "\n", encoding="utf-8")
+    tell(found, chosen.report)
     return 0 if found["clean"] else 1
 
 

@@ -19,13 +19,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-HOUSE = Path(__file__).resolve().parent.parent
+from benchmarks.figures import tell
+from benchmarks.load.server import Served, start
+
 ENGINE, DECODER = "serving.engine_process", "serving.decode_process"
 BODY = {"labels": ["effusion", "mass"], "templates": ["there is {}"]}
 POISON = b"\x89PNG\r\n\x1a\n" + b"not a picture" * 9
@@ -89,7 +90,7 @@ class Outcome:
 
 
 class Soak:
-    def __init__(self, http: httpx.AsyncClient, server: int, plan: Plan) -> None:
+    def __init__(self, http: httpx.AsyncClient, server: Served, plan: Plan) -> None:
         self.http, self.server, self.plan, self.outcome = http, server, plan, Outcome()
         self._chance = random.Random(plan.seed)
         self._truth: dict[str, Any] = {}
@@ -168,7 +169,7 @@ class Soak:
 
     def _kill(self) -> None:
         module = ENGINE if sum(self.outcome.kills.values()) % 3 == 2 else DECODER
-        held = children(self.server, module)
+        held = self.server.running(module)
         if held:
             with suppress(ProcessLookupError):
                 os.kill(self._chance.choice(held), signal.SIGKILL)
@@ -176,7 +177,7 @@ class Soak:
 
     async def _watch_memory(self) -> None:
         while True:
-            self.outcome.memory_mb.append(memory_mb(self.server))
+            self.outcome.memory_mb.append(self.server.memory_mb["rss"])
             await asyncio.sleep(1.0)
 
 
@@ -201,56 +202,11 @@ def _fields() -> dict[str, str]:
     return {name: json.dumps(value) for name, value in BODY.items()}
 
 
-# --- the server and its processes ------------------------------------------------------------------------------------
-
-
-def children(parent: int, module: str = "") -> list[int]:
-    """Processes whose parent this is, of one module where it is named."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if above == parent and (not module or module.encode() in words):
-                found.append(int(folder.name))
-    return found
-
-
-def memory_mb(server: int) -> float:
-    """Resident memory of the server and its processes."""
-    total = 0
-    for process in (server, *children(server)):
-        with suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-            total += int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
-    return round(total / 1024, 1)
-
-
-@contextmanager
-def serve(checkpoint: str, home: Path, patience_s: float) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address and its number."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--serve", checkpoint, "--patience", str(patience_s)]
-    environment = {**os.environ, "VESALIUS_HOME": str(home), "PYTHONPATH": str(HOUSE)}
-    environment.pop("VESALIUS_API_KEY", None)
-    log = (home / "server.log").open("w")
-    server = subprocess.Popen(command, cwd=HOUSE, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if "listens on" not in line:
-            raise SystemExit(f"the server did not start:\n{(home / 'server.log').read_text()[-2000:]}")
-        yield line.split()[-1], server.pid
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        log.close()
+# --- the server ------------------------------------------------------------------------------------------------------
 
 
 def run_server(checkpoint: str, patience_s: float) -> None:
-    """What `serve` starts: it says its address and serves until it is told to end."""
+    """What `run` starts: it says its address and serves until it is told to end."""
     from serving.config import EngineConfig, ServerConfig
     from serving.server import run
 
@@ -259,9 +215,9 @@ def run_server(checkpoint: str, patience_s: float) -> None:
     asyncio.run(run(config, lambda url, _: print(f"listens on {url}", flush=True)))
 
 
-async def soak(url: str, server: int, plan: Plan) -> Outcome:
+async def soak(server: Served, plan: Plan) -> Outcome:
     limits = httpx.Limits(max_connections=plan.clients * 2)
-    async with httpx.AsyncClient(base_url=url, timeout=400, trust_env=False, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=400, trust_env=False, limits=limits) as http:
         return await Soak(http, server, plan).run()
 
 
@@ -273,8 +229,9 @@ def run(plan: Plan) -> Outcome:
             from foundation.tiny import make_tiny_checkpoint
 
             checkpoint = str(make_tiny_checkpoint(home / "tiny"))
-        with serve(checkpoint, home, plan.patience_s) as (url, server):
-            return asyncio.run(soak(url, server, plan))
+        ours = ["-m", "benchmarks.soak", "--serve", checkpoint, "--patience", str(plan.patience_s)]
+        with start(ours, home, patience_s=60.0) as server:
+            return asyncio.run(soak(server, plan))
 
 
 def main() -> int:
@@ -302,11 +259,7 @@ def main() -> int:
     outcome = run(plan)
     told = vars(outcome) | {"plan": asdict(plan), "memory_growth": outcome.memory_growth, "clean": outcome.is_clean}
     told["memory_mb"] = {"first": outcome.memory_mb[:1], "highest": max(outcome.memory_mb), "last": outcome.memory_mb[-1:]}
-    text = json.dumps(told, indent=1)
-    print(text)
-    if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(text + "\n", encoding="utf-8")
+    tell(told, chosen.report)
     return 0 if outcome.is_clean else 1
 
 

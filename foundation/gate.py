@@ -5,7 +5,7 @@
 
 The first knows the mistakes people make: turned, inverted, another part of the body, no film at all. The second asks
 whether the tower's own features (mean and spread of each level) are like those of training; they are brought from G to 512
-numbers by a signed count sketch (Charikar 2002), which keeps distances and needs no table. Fitted by `training/gate.py`.
+numbers by a signed count sketch (Charikar 2002), which keeps distances and needs no table. Fitted by `training/trust/gate.py`.
 Numpy only.
 """
 
@@ -107,7 +107,9 @@ class Gate:
             words = (held.metadata() or {}).get("kind_words")
             names = {f"{part}.{field.name}" for part, kind in _PARTS.items() for field in fields(kind)} | {"limits"}
             if words is None or set(held.keys()) != names:
-                raise CheckpointRefused(f"{GATE_FILE} is not a gate of this version. Fit it anew: python -m training.fit_gate.")
+                raise CheckpointRefused(
+                    f"{GATE_FILE} is not a gate of this version. Fit it anew: python -m training.trust.fit_gate."
+                )
             tensors = {name: held.get_tensor(name).astype(np.float32) for name in held.keys()}  # noqa: SIM118
         parts = {
             part: kind(**{field.name: tensors[f"{part}.{field.name}"] for field in fields(kind)})
@@ -119,7 +121,7 @@ class Gate:
         assert isinstance(distance, Distance)
         gate = cls(looks, distance, odds_limit, distance_limit, tuple(json.loads(words)))
         if gate.looks.hidden.shape[0] != LOOK_WIDTH or gate.looks.out.shape[1] != 1 + len(gate.kind_words):
-            raise CheckpointRefused(f"{GATE_FILE} does not fit this version. Fit it anew: python -m training.fit_gate.")
+            raise CheckpointRefused(f"{GATE_FILE} does not fit this version. Fit it anew: python -m training.trust.fit_gate.")
         return gate
 
     def save(self, folder: Path) -> None:

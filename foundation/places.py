@@ -7,7 +7,7 @@
                  nothing on the film speaks for the finding
     zone         the height of what stands out on that side
 
-The constants were chosen on phantoms (`training/phantom_check.py` measures the rule on others). Knows no model.
+The constants were chosen on phantoms (`training/evaluating/phantom_check.py` measures the rule on others). Knows no model.
 """
 
 from __future__ import annotations

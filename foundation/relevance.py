@@ -8,8 +8,8 @@
 A class token is pooled alone: what patches hold after the last block reaches no score. There gradcam looks a block earlier.
 
 The score explained is the cosine between the film's embedding and a direction of the embedding space, such as "there is"
-minus "there is no". A map says what the score leans on, not what is in the film: `training/explanations.py` measures how often
-its peak lies on the finding.
+minus "there is no". A map says what the score leans on, not what is in the film: `training/evaluating/explanations.py` measures
+how often its peak lies on the finding.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foundation.errors import DeadlineExceeded, Overloaded, VesaliusError
+from serving.cost import rows_of
 from serving.messages import Request
 from serving.pace import Pace
-from serving.scheduler import rows_of
 
 SLACK = 1.25  # the pace is a mean: a request is refused only when it would be late by this factor
 
@@ -22,20 +22,20 @@ class Device:
     """What answers: batches of at most `batch_rows` films at `pace`, `beside` of them at the same time."""
 
     pace: Pace
-    batch_rows: int
+    batch_rows: float
     beside: int = 1
 
-    def seconds_for(self, rows: int) -> float:
+    def seconds_for(self, rows: float) -> float:
         """For one request of so many rows, in a batch of its own."""
         return self.pace.seconds_for(rows)
 
-    def seconds_before(self, rows: int) -> float:
+    def seconds_before(self, rows: float) -> float:
         """Until so many rows of others are done."""
         batches = rows / self.batch_rows
         return batches * self.pace.seconds_for(self.batch_rows) / self.beside
 
 
-def refusal(request: Request, now: float, rows_before: int, device: Device) -> VesaliusError | None:
+def refusal(request: Request, now: float, rows_before: float, device: Device) -> VesaliusError | None:
     """Why a request that has just come is not let in; None where it is, or where nothing is known yet."""
     if request.deadline is None or not device.pace.is_known or request.operation in ("chat", "load", "unload"):
         return None

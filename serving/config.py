@@ -40,7 +40,7 @@ class EngineConfig:
     operations, 0 for as many as there are cores. findings_adapter: whose
     probabilities a chat answer rests on; without it they are zero-shot. unloaded: adapters that are not to be asked.
     lanes: batches computed beside each other, on one core each; 0 for as many as there are cores (a GPU has none).
-    lane_rows: films in one such batch; more gain nothing on a core and wait longer.
+    lane_rows: the most films in one such batch; how many there are is chosen by the pace of those that ran (pace.py).
     adapter_bytes: of the adapters on the device, those of towers and decoder each; adapter_memory_bytes: of those kept ready
     in the host's memory. adapters: how many different ones a batch may hold.
     """
@@ -62,7 +62,7 @@ class EngineConfig:
     unloaded: tuple[str, ...] = ()
     cached_prefix_bytes: int = 64 * MIB
     lanes: int = 0
-    lane_rows: int = 4
+    lane_rows: int = 8
     adapter_bytes: int = 256 * MIB
     adapter_memory_bytes: int = 256 * MIB
 

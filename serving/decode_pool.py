@@ -67,6 +67,7 @@ class DecodePool:
     def __init__(self, config: DecodeConfig | None = None) -> None:
         self.config = config or DecodeConfig()
         self.replaced = 0  # decoders lost so far
+        self.withdrawn = 0  # films whose callers left before they were decoded
         self._idle: asyncio.Queue[_Decoder] = asyncio.Queue()
         self._all: set[_Decoder] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -121,10 +122,16 @@ class DecodePool:
             decoder = await asyncio.wait_for(self._idle.get(), self.config.start_limit_s)
         except TimeoutError:
             raise EngineUnavailable("No decoder became free in time. Try again later.") from None
+        except asyncio.CancelledError:
+            self.withdrawn += 1
+            raise
         finally:
             self._waiting -= 1
-        # NOTE: shielded, so that a caller who leaves does not cost the decoder its process.
-        return await asyncio.shield(self._background(self._do_with(decoder, message)))
+        try:  # NOTE: shielded, so that a caller who leaves does not cost the decoder its process.
+            return await asyncio.shield(self._background(self._do_with(decoder, message)))
+        except asyncio.CancelledError:
+            self.withdrawn += 1
+            raise
 
     async def _do_with(self, decoder: _Decoder, message: Mapping[str, Any]) -> Mapping[str, Any]:
         try:

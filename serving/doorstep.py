@@ -64,5 +64,6 @@ class Doorstep:
             del self._held[request.id]
         return free
 
-    def cancel(self, request_id: int) -> bool:
-        return self._held.pop(request_id, None) is not None
+    def cancel(self, request_id: int) -> Request | None:
+        """Withdraw a request; None if it is not held here (any more)."""
+        return self._held.pop(request_id, (None, set[str]()))[0]

@@ -29,6 +29,8 @@ from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig, Precision
+from serving.cost import rows_of, weighed
+from serving.device import take_device
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
@@ -37,6 +39,7 @@ from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
 from serving.residency import Residency
 from serving.transport import failure
+from serving.withdrawals import Withdrawals
 from serving.works import Seen, Tools, Work, plan
 from serving.works.work import require_finite
 
@@ -66,11 +69,13 @@ class EngineFacts:
 class Prepared:
     """A planned batch on its way. outcomes: of requests that failed at planning; error: what broke all of it.
 
-    pinned: digests of the adapters it needs, which stay resident until it is finished.
+    held: digests of the adapters of batches beside it, as it was planned; pinned: and of its own, which stay resident until
+    it is finished.
     """
 
     batch: Batch
     started: float
+    held: frozenset[str]
     pinned: set[str]
     outcomes: list[Outcome] = field(default_factory=list)
     planned: list[tuple[Request, Work | ChatWork]] = field(default_factory=list)
@@ -82,9 +87,14 @@ class Prepared:
     is_computed: bool = False  # its adapters may leave the bank from here on
 
     @property
-    def rows(self) -> int:
-        """Films through the trunk, each counted once for each adapter; what is at hand costs none."""
-        return self.look.rows if self.look is not None else 0
+    def rows(self) -> float:
+        """What its forward costs: films of the tower's own size, once for each adapter; what is at hand costs none.
+
+        Once it is computed, what it did cost, without what was left out.
+        """
+        if self.look is None:
+            return 0.0
+        return self.look.rows_done[0] if self.is_computed else self.look.rows
 
 
 class Engine:
@@ -97,6 +107,7 @@ class Engine:
         self.precision = settle(self.backbone, self.config.precision)
         decoder = _open_decoder(checkpoint, self.config.precision)
         self._under_way: list[Prepared] = []
+        self.withdrawn = Withdrawals()  # marks are put there and taken away by whoever asks
         self.loader = AdapterLoader()
         residency = Residency(
             self.backbone,
@@ -126,12 +137,8 @@ class Engine:
     @classmethod
     def open(cls, config: EngineConfig) -> Engine:
         """Open the checkpoint and the adapter store that `config` names. Raises CheckpointError."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(open_checkpoint(config.checkpoint, device=device), AdapterStore.default(config.adapters_dir), config)
+        opened = open_checkpoint(config.checkpoint, device=take_device(config))
+        return cls(opened, AdapterStore.default(config.adapters_dir), config)
 
     @property
     def facts(self) -> EngineFacts:
@@ -178,13 +185,18 @@ class Engine:
             found = [residency.absent(name, request.digest, is_load=is_load) for name in request.adapters]
         return tuple(stored for stored in found if stored is not None and request.operation != "unload")
 
+    def weigh(self, request: Request) -> float:
+        """What a request will cost, in rows (cost.py)."""
+        return weighed(request, self._tools.residency.reads_at, self.backbone.contract.size, self.config.findings_adapter)
+
     def run(self, batch: Batch) -> list[Outcome]:
-        """One Outcome for every request that is not a chat, and for every chat that could not begin."""
+        """One Outcome for every request that is not a chat or withdrawn, and for every chat that could not begin."""
         return self._run(batch.requests)
 
     def prepare(self, batch: Batch) -> Prepared:
         """Plan a batch: what must be known before its forward, and everything that may change the bank."""
-        prepared = Prepared(batch, time.perf_counter(), {digest for one in self._computing for digest in one.pinned})
+        held = frozenset(digest for one in self._computing for digest in one.pinned)
+        prepared = Prepared(batch, time.perf_counter(), held, set(held))
         try:
             self._plan_all(prepared)
         except Exception as error:  # told by `finish`, when each request has been tried alone
@@ -272,17 +284,20 @@ class Engine:
     def _plan_all(self, prepared: Prepared) -> None:
         """A request of which we know what is wrong fails alone; anything else raises."""
         for request in prepared.batch.requests:
+            if request.id in self.withdrawn:
+                self.withdrawn.note("batch", rows_of(request))
+                continue
             try:
                 prepared.planned.append((request, self._plan(request, prepared.pinned)))
             except Overloaded as error:
-                if len(prepared.batch.requests) > 1 or self._computing:
+                if len(prepared.batch.requests) > 1 or prepared.held:  # NOTE: who held it may have been computed meanwhile
                     prepared.crowded.append(request)
                 else:
                     prepared.outcomes.append(failure(request.id, error))
             except VesaliusError as error:
                 prepared.outcomes.append(failure(request.id, error))
         planned = prepared.planned
-        prepared.look = self.looks.begin([(request, view) for request, work in planned for view in work.views])
+        prepared.look = self.looks.begin([(request, view) for request, work in planned for view in work.views], self.withdrawn)
         prepared.texts = self._read([(request, text) for request, work in planned for text in work.texts])
 
     @torch.inference_mode()
@@ -290,8 +305,13 @@ class Engine:
         assert prepared.look is not None
         start, outcomes, planned, texts = prepared.started, prepared.outcomes, prepared.planned, prepared.texts
         features = self.looks.end(prepared.look)
+        self.withdrawn.note_forward(*prepared.look.rows_done)
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
+            if request.id in self.withdrawn:
+                is_whole = all(view_key(view) in features for view in work.views)
+                self.withdrawn.note("answer" if is_whole else "batch", rows_of(request))
+                continue
             seen = Seen(
                 tuple(features[view_key(view)] for view in work.views),
                 torch.stack([texts[text] for text in work.texts]) if work.texts else torch.zeros(0, 0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class EngineLink(Link):
         self.facts: Mapping[str, Any] | None = None  # EngineFacts as plain data; None until the first start
         self.last_forward: float | None = None  # monotonic
         self.restarts = 0
+        self.rows: dict[str, Counter[str]] = {"withdrawn": Counter(), "forwarded": Counter()}  # see withdrawals.py
         self.config = config  # what the next engine is opened with
         self._start_limit_s = start_limit_s
         self._hang_limit_s = hang_limit_s
@@ -140,6 +142,8 @@ class EngineLink(Link):
                 self._last_heard = time.monotonic()
                 if message["kind"] == "beat":
                     self.last_forward = self._last_heard
+                    for name, counted in self.rows.items():
+                        counted.update(message.get(name, {}))
                 elif message["kind"] == "outcome":
                     outcome = outcome_from_plain(message["outcome"])
                     self._free_up_to(outcome.request_id)

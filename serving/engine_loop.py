@@ -12,17 +12,20 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from foundation.errors import DeadlineExceeded
 from serving.admission import Device, refusal
 from serving.arena import Arena
+from serving.cost import rows_of
 from serving.doorstep import Doorstep
 from serving.lanes import Lanes
 from serving.messages import Batch, Outcome, Request
 from serving.pace import Paces
-from serving.scheduler import Scheduler, rows_of
+from serving.scheduler import Scheduler
 from serving.transport import failure, outcome_to_plain, request_from_plain
+from serving.withdrawals import Withdrawals
 
 Message = Mapping[str, Any]
 TOO_LATE = "The request waited longer than its deadline allows. Try again later, or send less at once."
@@ -61,6 +64,8 @@ class RunsInLanes(Runs, Protocol):
 
 
 class EngineLoop:
+    """withdrawn: shared with an engine that looks into it. weigh: what a request costs, where more is known than it says."""
+
     def __init__(
         self,
         engine: Runs,
@@ -68,6 +73,8 @@ class EngineLoop:
         send: Callable[[Message], None],
         clock: Callable[[], float] = time.monotonic,
         doorstep: Doorstep | None = None,
+        withdrawn: Withdrawals | None = None,
+        weigh: Callable[[Request], float] = rows_of,
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._engine = engine
@@ -76,9 +83,17 @@ class EngineLoop:
         self._clock = clock
         self.paces = Paces()
         self.arena: Arena | None = None  # where films lie that came without their pixels
+        self.withdrawn = withdrawn if withdrawn is not None else Withdrawals()
+        self._weigh = weigh
         self._doorstep = doorstep
         if doorstep is not None:
             doorstep.tell(lambda digest: self.inbox.put({"kind": "adapter", "digest": digest}))
+
+    def deliver(self, message: Message) -> None:
+        """From another thread. Who has left is marked at once, for a batch that keeps the loop's thread busy."""
+        if message["kind"] == "cancel":
+            self.withdrawn.add(message["id"])
+        self.inbox.put(message)
 
     def run_forever(self) -> None:
         while True:
@@ -96,14 +111,14 @@ class EngineLoop:
         if step.batch is not None:
             start = time.perf_counter()
             outcomes = self._engine.run(step.batch)
-            if is_plain(step.batch):
+            if is_plain(step.batch) and not any(request.id in self.withdrawn for request in step.batch.requests):
                 self.paces.note(sum(map(rows_of, step.batch.requests)), time.perf_counter() - start, is_wide=True)
             self._tell(outcomes)
         elif step.generates:
             self._tell(self._engine.generate(self._has_news))
         else:
             return False
-        self._send({"kind": "beat"})
+        self._beat()
         return True
 
     @property
@@ -126,6 +141,7 @@ class EngineLoop:
     def _take(self, message: Message) -> None:
         if message["kind"] == "request":
             request = request_from_plain(message["request"], self.arena)
+            request = replace(request, rows=self._weigh(request))
             if self._doorstep is None or self._doorstep.admit(request):
                 self._admit(request)
         elif message["kind"] == "adapter":
@@ -134,9 +150,7 @@ class EngineLoop:
         elif message["kind"] == "forget":
             self._engine.forget(message["tenant"], message["study"])
         elif message["kind"] == "cancel":
-            is_held = self._doorstep is not None and self._doorstep.cancel(message["id"])
-            if not is_held and not self._scheduler.cancel(message["id"]):
-                self._withdraw(message["id"])
+            self._withdraw(message["id"])
 
     def _release(self) -> None:
         """Let in who waited for an adapter that has come."""
@@ -161,11 +175,29 @@ class EngineLoop:
         return Device(self.paces.wide, self._scheduler.budget.rows)
 
     @property
-    def _rows_under_way(self) -> int:
+    def _rows_under_way(self) -> float:
         return 0
 
     def _withdraw(self, request_id: int) -> None:
-        self._engine.cancel(request_id)
+        """Out of wherever it is; one in a batch under way stays marked until that is over."""
+        self.withdrawn.add(request_id)
+        loading = self._doorstep.cancel(request_id) if self._doorstep is not None else None
+        queued = self._scheduler.cancel(request_id) if loading is None else None
+        if loading is not None:
+            self.withdrawn.note("loading", rows_of(loading))
+        elif queued is not None:
+            self.withdrawn.note("queue", rows_of(queued))
+        elif self._is_under_way(request_id):
+            return
+        else:
+            self._engine.cancel(request_id)
+        self.withdrawn.discard(request_id)
+
+    def _is_under_way(self, request_id: int) -> bool:
+        return False
+
+    def _beat(self) -> None:
+        self._send({"kind": "beat", **self.withdrawn.tally()})
 
     def _tell(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -173,7 +205,7 @@ class EngineLoop:
 
 
 class LanesLoop(EngineLoop):
-    """The same over lanes. lane_rows: the most films of a batch that runs on one core."""
+    """The same over lanes. lane_rows: the most that a batch on one core may ever cost; see pace.py."""
 
     def __init__(
         self,
@@ -183,18 +215,19 @@ class LanesLoop(EngineLoop):
         clock: Callable[[], float] = time.monotonic,
         *,
         lanes: int,
-        lane_rows: int,
+        lane_rows: float,
         cores: int,
         doorstep: Doorstep | None = None,
+        withdrawn: Withdrawals | None = None,
+        weigh: Callable[[Request], float] = rows_of,
     ) -> None:
-        super().__init__(engine, scheduler, send, clock, doorstep=doorstep)
+        super().__init__(engine, scheduler, send, clock, doorstep, withdrawn, weigh)
         self._runs = engine
-        self._lane_rows, self._cores = lane_rows, cores
+        self._most_rows, self._cores = lane_rows, cores
         self._lanes: Lanes[Any] = Lanes(lanes, self._compute, lambda one: self.inbox.put({"kind": "computed", "prepared": one}))
         self._computed: list[Any] = []
         self._is_blocked = False  # nothing that waits can go before something else ends
         self._under_way: dict[int, Request] = {}  # by id, from prepare to finish
-        self._withdrawn: set[int] = set()
 
     def wait_idle(self) -> None:
         """Until no lane computes: for whoever is about to change the model."""
@@ -223,7 +256,7 @@ class LanesLoop(EngineLoop):
         if self._engine.generating:
             self._use_what_is_free()
             self._tell(self._engine.generate(self._has_news))
-            self._send({"kind": "beat"})
+            self._beat()
         return True
 
     @property
@@ -253,7 +286,11 @@ class LanesLoop(EngineLoop):
         return sum(request.operation == "chat" for request in self._under_way.values())
 
     @property
-    def _share(self) -> int:
+    def _lane_rows(self) -> float:
+        return self.paces.lane_rows(self._most_rows)
+
+    @property
+    def _share(self) -> float:
         """Rows of the next batch: an even share of what waits for each free lane."""
         return min(self._lane_rows, -(-self._scheduler.rows // max(1, self._lanes.free)))
 
@@ -262,7 +299,7 @@ class LanesLoop(EngineLoop):
         return Device(self.paces.narrow, self._lane_rows, self._lanes.count)
 
     @property
-    def _rows_under_way(self) -> int:
+    def _rows_under_way(self) -> float:
         return sum(map(rows_of, self._under_way.values()))
 
     def _begin(self, batch: Batch) -> None:
@@ -284,7 +321,7 @@ class LanesLoop(EngineLoop):
         if prepared.rows and is_plain(batch):
             self.paces.note(prepared.rows, time.perf_counter() - start, is_wide=True)
         self._tell(self._runs.finish(prepared))
-        self._send({"kind": "beat"})
+        self._beat()
 
     def _compute(self, prepared: Any) -> None:
         """In a lane; the loop hears of its end by a message."""
@@ -306,18 +343,14 @@ class LanesLoop(EngineLoop):
         self._is_blocked = False
         for request in prepared.batch.requests:
             del self._under_way[request.id]
-            if request.id in self._withdrawn:
-                self._withdrawn.discard(request.id)
+            if request.id in self.withdrawn:
+                self.withdrawn.discard(request.id)
                 self._engine.cancel(request.id)
         self._tell(outcomes)
-        self._send({"kind": "beat"})
+        self._beat()
 
     def _use_what_is_free(self) -> None:
         self._runs.use_threads(1 if self._lanes.busy else self._cores)
 
-    def _withdraw(self, request_id: int) -> None:
-        """One under way is computed to its end; a chat is not begun then."""
-        if request_id in self._under_way:
-            self._withdrawn.add(request_id)
-        else:
-            self._engine.cancel(request_id)
+    def _is_under_way(self, request_id: int) -> bool:
+        return request_id in self._under_way

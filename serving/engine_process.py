@@ -15,7 +15,7 @@ import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
@@ -62,7 +62,7 @@ def loop_over(engine: Engine | GenerateEngine, config: EngineConfig, channel: Ch
     scheduler = Scheduler(config.budget)
     lanes = getattr(engine, "lanes", 0)
     if not lanes:
-        return EngineLoop(engine, scheduler, channel.send, doorstep=_doorstep(engine))
+        return EngineLoop(engine, scheduler, channel.send, **_shared(engine))
     sys.setswitchinterval(SWITCH_S)
     loop = LanesLoop(
         cast("Engine", engine),
@@ -71,7 +71,7 @@ def loop_over(engine: Engine | GenerateEngine, config: EngineConfig, channel: Ch
         lanes=lanes,
         lane_rows=config.lane_rows,
         cores=config.cores,
-        doorstep=_doorstep(engine),
+        **_shared(engine),
     )
     cast("Engine", engine).bank.before_change = loop.wait_idle
     loop.warm_up(engine.check)
@@ -91,16 +91,18 @@ def open_engine(config: EngineConfig) -> Engine | GenerateEngine:
     return Engine.open(config)
 
 
-def _doorstep(engine: Engine | GenerateEngine) -> Doorstep | None:
-    """For an engine that has adapters."""
+def _shared(engine: Engine | GenerateEngine) -> dict[str, Any]:
+    """What a loop has of an engine with towers and adapters."""
     from serving.engine import Engine
 
-    return Doorstep(engine.loader, engine.absent) if isinstance(engine, Engine) else None
+    if not isinstance(engine, Engine):
+        return {}
+    return {"doorstep": Doorstep(engine.loader, engine.absent), "withdrawn": engine.withdrawn, "weigh": engine.weigh}
 
 
 def _read(channel: Channel, loop: EngineLoop) -> None:
     for message in channel:
-        loop.inbox.put(message)
+        loop.deliver(message)
     os._exit(0)  # the parent has gone; nobody waits for what is being computed
 
 

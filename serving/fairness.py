@@ -37,7 +37,7 @@ class Shares:
         """Where the flow's next request begins in virtual time."""
         return max(self.virtual, self.ends.get(flow, 0.0))
 
-    def after(self, flow: Flow, rows: int, waiting: Collection[Flow], now: float) -> Shares:
+    def after(self, flow: Flow, rows: float, waiting: Collection[Flow], now: float) -> Shares:
         """Once a request of `rows` has gone. waiting: the flows that have work; of others only debts are remembered."""
         siblings = len({one for one in waiting if one[0] == flow[0]} | {flow})
         start = self.start(flow)

@@ -8,6 +8,7 @@ lost leaves its work to the others until it is back.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,6 +69,12 @@ class Fleet:
     @property
     def restarts(self) -> int:
         return sum(link.restarts for link in self._links)
+
+    @property
+    def rows(self) -> dict[str, Counter[str]]:
+        """Of all engines together."""
+        names = self._links[0].rows
+        return {name: sum((link.rows[name] for link in self._links), Counter[str]()) for name in names}
 
     @property
     def is_up(self) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 
 from foundation.errors import VesaliusError
+from serving.api.service import Service
 from serving.arena import Arena
 from serving.config import ServerConfig
 from serving.hub_link import HubLink
@@ -32,6 +33,7 @@ from serving.spawn import parent_arena, parent_handles, parent_socket
 from serving.transport import AsyncChannel
 
 _LAST_CONNECTIONS_S = 1.0
+_FOLLOW_EACH_S = 1.0
 
 
 class FrontServer(Server):
@@ -145,8 +147,17 @@ async def _serve(
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         server.open(door)
+        following = asyncio.create_task(_follow(app.state.service))
         await channel.send({"kind": "ready"})
         await serving
+        following.cancel()
+
+
+async def _follow(service: Service) -> None:
+    """Keep this front's part of the metrics up to date, since another may be asked for the sum."""
+    while True:
+        await asyncio.sleep(_FOLLOW_EACH_S)
+        service.metrics.follow(service.gateway.readiness())
 
 
 def _end_at_once() -> None:

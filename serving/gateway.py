@@ -56,12 +56,18 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether answers can be expected. last_forward_age_s: since the engine last finished a batch, None if never."""
+    """Whether answers can be expected. last_forward_age_s: since the engine last finished a batch, None if never.
+
+    withdrawn: rows of requests whose callers had left, by where they were; forwarded: rows through the trunk, by whether
+    anyone still waited for them (withdrawals.py). Both since the start.
+    """
 
     ready: bool
     last_forward_age_s: float | None = None
     queue_length: int = 0
     reason: str = ""  # a sentence, when not ready
+    withdrawn: Mapping[str, float] = field(default_factory=dict)
+    forwarded: Mapping[str, float] = field(default_factory=dict)
 
 
 class Gateway(Protocol):

@@ -25,6 +25,7 @@ from foundation.chat_folder import ChatFolder, open_chat_folder
 from foundation.errors import DeadlineExceeded, InvalidRequest, VesaliusError
 from foundation.sampling import StopMatcher
 from serving.config import EngineConfig
+from serving.device import take_device
 from serving.engine import EngineFacts
 from serving.faults import fault
 from serving.generation import TOO_LATE, HasNews, never
@@ -47,12 +48,7 @@ class GenerateEngine:
     @classmethod
     def open(cls, config: EngineConfig) -> GenerateEngine:
         """Raises CheckpointError."""
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(open_chat_folder(Path(config.checkpoint), device), config)
+        return cls(open_chat_folder(Path(config.checkpoint), take_device(config)), config)
 
     @property
     def facts(self) -> EngineFacts:

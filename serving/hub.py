@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from serving.messages import Outcome, Request
 from serving.transport import AsyncChannel, PeerLostError, outcome_to_plain, request_from_plain
 
 STATE_EACH_S = 0.2
+NOTHING: Mapping[str, Mapping[str, int]] = {}
 _SEEN_LIMIT_S = 2.0
 
 
@@ -56,6 +58,7 @@ class Hub:
         self._peers: set[Peer] = set()
         self._serials = itertools.count(1)
         self._changing = asyncio.Lock()
+        self._counted: dict[str, Counter[str]] = {}  # rows that some front was told of
 
     async def serve(self, peer: Peer) -> None:
         """Relay for a front until it is gone; what it asked for is withdrawn then."""
@@ -76,8 +79,8 @@ class Hub:
         """How the engines are, to all fronts, for ever."""
         while True:
             await asyncio.sleep(STATE_EACH_S)
-            for peer in self._peers:
-                self._tell(peer)
+            for number, peer in enumerate(self._peers):
+                self._tell(peer, rows=self._new_rows() if not number else {})
 
     def _take(self, peer: Peer, message: Mapping[str, Any]) -> None:
         """Raises PeerLostError for what no front of ours says."""
@@ -119,7 +122,16 @@ class Hub:
         if unseen:
             await asyncio.wait(filter(None, unseen), timeout=_SEEN_LIMIT_S)
 
-    def _tell(self, peer: Peer, *, with_adapters: bool = False) -> asyncio.Future[None] | None:
+    def _new_rows(self) -> dict[str, dict[str, int]]:
+        """What the engines have counted since this was last asked: for one front, since fronts' counts are summed."""
+        now = {name: Counter(counted) for name, counted in self.link.rows.items()}
+        new = {name: dict(counted - self._counted.get(name, Counter())) for name, counted in now.items()}
+        self._counted = now
+        return new if any(new.values()) else {}
+
+    def _tell(
+        self, peer: Peer, *, with_adapters: bool = False, rows: Mapping[str, Mapping[str, int]] = NOTHING
+    ) -> asyncio.Future[None] | None:
         """The state, where it is another than it was told; with_adapters: in any case, and when it has been seen."""
         state = {
             "is_up": self.link.is_up,
@@ -127,10 +139,10 @@ class Hub:
             "last_forward": self.link.last_forward,
             "elsewhere": max(0, len(self.link) - len(peer.relays)),
         }
-        if state == peer.told and not with_adapters:
+        if state == peer.told and not with_adapters and not rows:
             return None
         peer.told = state
-        message: dict[str, Any] = {"kind": "state", **state}
+        message: dict[str, Any] = {"kind": "state", **state, "rows": rows}
         if self.link.facts is not peer.known_facts:
             message["facts"] = peer.known_facts = self.link.facts
         if not with_adapters:

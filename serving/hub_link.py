@@ -7,6 +7,7 @@ front is nothing: `on_lost` ends it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ class HubLink(Link):
         self.last_forward: float | None = None
         self.restarts = 0
         self.is_up = False
+        self.rows: dict[str, Counter[str]] = {"withdrawn": Counter(), "forwarded": Counter()}  # this front's share of the count
         self.config = config  # a new one whenever an adapter was loaded or unloaded, by whichever front
         self._elsewhere = 0  # requests of other fronts that wait
         self._channel = channel
@@ -91,6 +93,8 @@ class HubLink(Link):
         if "unloaded" in state:
             self.config = replace(self.config, unloaded=tuple(state["unloaded"]))
             self._channel.post({"kind": "seen", "serial": state["serial"]})
+        for name, counted in state.get("rows", {}).items():
+            self.rows[name].update(counted)
         self._told.set()
 
     async def _beat(self) -> None:

@@ -5,7 +5,7 @@ forward of the trunk, begun as high up as the films are still held.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -69,9 +69,17 @@ class Look:
     looked: Looked = field(default_factory=lambda: Looked({}, {}))
 
     @property
-    def rows(self) -> int:
-        """Films through the trunk, each counted once for each adapter."""
-        return sum(len(film.ways) for film in self.wanted)
+    def rows(self) -> float:
+        """Films through the trunk, each counted once for each adapter, and an enlarged one as what its patches cost."""
+        return sum(film.rows(self.trunk.side) for film in self.wanted)
+
+    @property
+    def rows_done(self) -> tuple[float, float]:
+        """What was computed, in rows, once it is: all of it, and what of it nobody waits for any more."""
+        whole = {index for index, _ in self.looked.features}
+        rows = [(self.wanted[index].rows(self.trunk.side), self.wanted[index].is_left()) for index in whole]
+        in_vain = self.looked.in_vain + sum(some for some, is_left in rows if is_left)
+        return self.looked.in_vain + sum(some for some, _ in rows), in_vain
 
     def compute(self) -> None:
         self.looked = self.trunk.run(self.wanted, self.blocks)
@@ -96,8 +104,11 @@ class Looks:
         look.compute()
         return self.end(look)
 
-    def begin(self, asked: Sequence[tuple[Request, View]]) -> Look:
-        """What is at hand, and the forward that is missing."""
+    def begin(self, asked: Sequence[tuple[Request, View]], withdrawn: Container[int] = ()) -> Look:
+        """What is at hand, and the forward that is missing.
+
+        withdrawn: requests by id, asked until the forward is over; a film for such alone is left out, and has no features.
+        """
         asks = list(_asks(asked))
         found: dict[ViewKey, ImageFeatures] = {}
         missing: dict[ViewKey, View] = {}
@@ -107,10 +118,10 @@ class Looks:
                 missing[ask.key] = ask.view
             else:
                 found[ask.key] = held
-        return self._missing(missing, asks, found)
+        return self._missing(missing, asks, found, withdrawn)
 
     def end(self, look: Look) -> dict[ViewKey, ImageFeatures]:
-        """All features, once they are computed; what may be kept is."""
+        """All features, once they are computed, but of films that were left out; what may be kept is."""
         found = look.found
         for (index, block), state in look.looked.states.items():
             for ask in look.askers[look.names[index]]:
@@ -118,11 +129,17 @@ class Looks:
                     self._states.put(ask.held_as(block), state, is_own=True)
         found |= {(*look.names[index], slot): features for (index, slot), features in look.looked.features.items()}
         for ask in look.asks:
-            if ask.request.stores and self._features.capacity_bytes:
+            if ask.request.stores and self._features.capacity_bytes and ask.key in found:
                 self._features.put(ask.held_as(), found[ask.key])
         return found
 
-    def _missing(self, missing: Mapping[ViewKey, View], asks: Sequence[_Ask], found: dict[ViewKey, ImageFeatures]) -> Look:
+    def _missing(
+        self,
+        missing: Mapping[ViewKey, View],
+        asks: Sequence[_Ask],
+        found: dict[ViewKey, ImageFeatures],
+        withdrawn: Container[int],
+    ) -> Look:
         """One forward over what is missing; states on the way are taken from where they are held."""
         films: dict[FilmKey, list[View]] = {}
         for (pixels, size, _), view in missing.items():
@@ -133,19 +150,26 @@ class Looks:
         blocks = sorted((block for block in self._residency.first_blocks if block > 0), reverse=True)
         if not self._states.capacity_bytes:
             blocks = []
-        wanted = tuple(self._wanted(views, askers[film], blocks) for film, views in films.items())
+        wanted = tuple(self._wanted(views, askers[film], blocks, withdrawn) for film, views in films.items())
         return Look(self.trunk, asks, found, wanted, tuple(blocks), tuple(films), askers)
 
-    def _wanted(self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int]) -> Wanted:
+    def _wanted(
+        self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int], withdrawn: Container[int]
+    ) -> Wanted:
         """A film's ways, and the highest state that everyone who asks about it has of it. blocks: falling."""
         depth = self.trunk.depth
         ways = tuple(Way(view.slot, view.resident.first_block if view.resident else depth) for view in views)
         highest = min(way.first for way in ways)
+        ids = frozenset(ask.request.id for ask in askers)
+
+        def is_left() -> bool:
+            return all(number in withdrawn for number in ids)
+
         for block in blocks:
             held = [self._states.get(ask.held_as(block)) for ask in askers] if block <= highest else []
             if held and all(held):
-                return Wanted(views[0].pixels, ways, held[0], block, views[0].size)
-        return Wanted(views[0].pixels, ways, None, EMBED, views[0].size)
+                return Wanted(views[0].pixels, ways, held[0], block, views[0].size, is_left)
+        return Wanted(views[0].pixels, ways, None, EMBED, views[0].size, is_left)
 
 
 def _asks(asked: Sequence[tuple[Request, View]]) -> Iterator[_Ask]:

@@ -107,6 +107,7 @@ class Request:
     trace: str = ""  # the call's id, for the log
     digest: str = ""  # of the adapter as it was when the request came; "" for whatever it is by then
     others: tuple[Film, ...] = ()  # the films after the first
+    rows: float = 0.0  # what it costs (cost.py), as the engine weighed it when it came; 0 before
 
     @property
     def films(self) -> tuple[Film, ...]:

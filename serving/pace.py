@@ -7,10 +7,14 @@ fitted by least squares in which older batches weigh ever less, so that it follo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _MEMORY = 0.95  # the weight a batch keeps when another one has run
 _WARY = 1e-9
+_TOLD_APART = 0.01  # how much sizes must vary, squared and over their mean, before a line through them says how they differ
+OVERHEAD_SHARE = 0.1  # of a lane's time: larger batches would gain less than that, and make their rows wait longer
+FEWEST_ROWS = 4  # of a lane's batch where that many wait
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Pace:
     rows_rows: float = 0.0
     rows_seconds: float = 0.0
 
-    def after(self, rows: int, seconds: float) -> Pace:
+    def after(self, rows: float, seconds: float) -> Pace:
         """The pace once a batch of `rows` has taken `seconds`."""
         return Pace(
             _MEMORY * self.weight + 1.0,
@@ -53,7 +57,17 @@ class Pace:
         overhead = mean_seconds - per_row * mean_rows
         return (per_row, overhead) if overhead >= 0.0 else (through_zero, 0.0)
 
-    def seconds_for(self, rows: int) -> float:
+    def rows_for(self, overhead_share: float) -> float | None:
+        """The smallest batch of whose time at most this share is overhead; None where batches of one size alone are known."""
+        mean_rows = self.rows / self.weight if self.weight else 0.0
+        if not self.is_known or self.rows_rows / self.weight - mean_rows**2 < _TOLD_APART * mean_rows**2:
+            return None
+        per_row, overhead = self.line
+        if per_row <= 0.0:
+            return math.inf
+        return overhead / per_row * (1.0 - overhead_share) / overhead_share
+
+    def seconds_for(self, rows: float) -> float:
         """What a batch of `rows` is expected to take; 0 while nothing is known."""
         per_row, overhead = self.line
         return per_row * rows + overhead
@@ -61,7 +75,8 @@ class Pace:
 
 @dataclass
 class Paces:
-    """The pace of a batch on all cores, and of one on one core; which of the two a lone batch should take.
+    """The pace of a batch on all cores, and of one on one core; which of the two a lone batch should take, and how large
+    batches on one core should be.
 
     The one that looks slower is tried again now and then: the machine may have become a quieter one.
     """
@@ -70,14 +85,21 @@ class Paces:
     narrow: Pace = Pace()
     retry_every: int = 64
     _since: int = 0
+    _rows: float = FEWEST_ROWS
 
-    def note(self, rows: int, seconds: float, *, is_wide: bool) -> None:
+    def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
         if is_wide:
             self.wide, self._since = self.wide.after(rows, seconds), 0
         else:
             self.narrow = self.narrow.after(rows, seconds)
+            fitted = self.narrow.rows_for(OVERHEAD_SHARE)
+            self._rows = self._rows if fitted is None else max(FEWEST_ROWS, fitted)
 
-    def prefers_wide(self, rows: int) -> bool:
+    def lane_rows(self, most: float) -> float:
+        """What a batch on one core may cost, as far as it was last possible to tell; never more than `most`."""
+        return min(most, self._rows)
+
+    def prefers_wide(self, rows: float) -> bool:
         """For a batch with nothing beside it."""
         if not self.narrow.is_known:
             return True

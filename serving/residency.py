@@ -24,7 +24,7 @@ from adapters.card import AdapterCard
 from adapters.files import Adapter, bind_adapter, parse_adapter
 from adapters.store import AdapterStore, StoredAdapter
 from adapters.tasks.openers import Opened, open_task
-from foundation.errors import AdapterError, AdapterNotFound, AdapterRefused, InvalidRequest, Overloaded
+from foundation.errors import AdapterError, AdapterNotFound, AdapterRefused, InvalidRequest, Overloaded, VesaliusError
 from serving.adapter_loader import AdapterLoader
 from serving.adapter_memory import AdapterMemory
 from serving.frequent_cache import FrequentCache
@@ -114,6 +114,13 @@ class Residency:
         except AdapterError:
             return False
         return name not in self._unloaded and (card.task, card.base.fingerprint) == (task, self._backbone.fingerprint)
+
+    def reads_at(self, name: str) -> tuple[int, ...]:
+        """The further sizes at which an adapter's head reads films, as its card says; none where that cannot be told."""
+        try:
+            return tuple(int(size) for size in self._store.get(name).card.head.get("sizes", ()))
+        except (VesaliusError, TypeError, ValueError):
+            return ()
 
     def absent(self, name: str, digest: str = "", *, is_load: bool = False) -> StoredAdapter | None:
         """The adapter in the store, if it must be read before it is taken; None also where `take` will say what is wrong."""

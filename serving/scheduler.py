@@ -16,23 +16,20 @@ whatever still fits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from foundation.errors import InvalidRequest
+from serving.cost import rows_of
 from serving.fairness import Flow, Queues, Shares, flow_of
 from serving.messages import Batch, Request
-
-TEXTS_PER_ROW = 16  # so many short texts cost about as much as one film
-CHAT_ROWS = 2  # the film through the base and the findings adapter
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most one batch may hold. rows: films through the trunk; chats: generating at the same time."""
+    """The most one batch may hold. rows: of the requests' cost (cost.py); chats: generating at the same time."""
 
-    rows: int = 32
+    rows: float = 32
     adapters: int = 8
     chats: int = 8
 
@@ -61,16 +58,6 @@ class Choice:
     shares: Shares = field(default_factory=Shares)
 
 
-def rows_of(request: Request) -> int:
-    """What a request costs, in films through the trunk."""
-    if request.operation == "chat":
-        return CHAT_ROWS
-    if request.operation == "embed_text":
-        return max(1, math.ceil(len(request.texts) / TEXTS_PER_ROW))
-    ways = 1 + len(request.adapters)  # as it is, for the gate, and through each adapter
-    return ways * max(1, len(request.films))
-
-
 def urgency(request: Request, patience_s: float) -> tuple[float, int]:
     """Smaller goes first; ties go to the older request."""
     patient_until = request.arrival + patience_s
@@ -96,7 +83,7 @@ def choose(
     expired = [request for request in waiting if request.deadline is not None and request.deadline <= now]
     late = {request.id for request in expired}
     chosen: list[Request] = []
-    rows, adapters = 0, set(in_use)
+    rows, adapters = 0.0, set(in_use)
     alive = [request for request in waiting if request.id not in late]
     shares = shares or Shares()
     queues = Queues(sorted(alive, key=lambda one: urgency(one, patience_s)), now, patience_s)
@@ -138,37 +125,38 @@ class Scheduler:
             self._ids.add(request.id)
         self._waiting += fresh
 
-    def cancel(self, request_id: int) -> bool:
-        """Withdraw a request; False if it does not wait here (any more)."""
+    def cancel(self, request_id: int) -> Request | None:
+        """Withdraw a request; None if it does not wait here (any more)."""
         if request_id not in self._ids:
-            return False
+            return None
+        gone = next(request for request in self._waiting if request.id == request_id)
         self._keep(tuple(request for request in self._waiting if request.id != request_id))
-        return True
+        return gone
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> float:
         """What all that waits costs."""
         return sum(map(rows_of, self._waiting))
 
-    def rows_before(self, request: Request) -> int:
+    def rows_before(self, request: Request) -> float:
         """What goes before a request that has just come: its own flow's more urgent work, and as much of each other flow."""
         rank = urgency(request, self.patience_s)
-        own, others = 0, dict[Flow, int]()
+        own, others = 0.0, dict[Flow, float]()
         for one in self._waiting:
             if one.id == request.id:
                 continue
             if flow_of(one) == flow_of(request):
                 own += rows_of(one) if urgency(one, self.patience_s) < rank else 0
             else:
-                others[flow_of(one)] = others.get(flow_of(one), 0) + rows_of(one)
+                others[flow_of(one)] = others.get(flow_of(one), 0.0) + rows_of(one)
         return own + sum(min(rows, own + rows_of(request)) for rows in others.values())
 
-    def next(self, now: float, generating: int = 0, *, rows: int | None = None, in_use: frozenset[str] = frozenset()) -> Step:
+    def next(self, now: float, generating: int = 0, *, rows: float | None = None, in_use: frozenset[str] = frozenset()) -> Step:
         """The step to take at `now`, while `generating` chats are under way.
 
         rows: of the next batch, where that should be fewer than the budget's; in_use: as in `choose`.
         """
-        budget = self.budget if rows is None else replace(self.budget, rows=max(1, min(rows, self.budget.rows)))
+        budget = self.budget if rows is None else replace(self.budget, rows=max(1.0, min(rows, self.budget.rows)))
         choice = choose(self._waiting, now, budget, budget.chats - generating, self.patience_s, in_use, self._shares)
         chats_turn = generating > 0 and (self._encoded_last or not choice.chosen)
         if chats_turn:

@@ -6,12 +6,13 @@
     film 2, held before block 2 ----------> block 2 ---+--> ...
 
 A line is a film through one slot. Lines of a film are one line, that of the base, up to the block where their adapter
-begins. States of the base on the way can be held by the caller, and a film may enter where it was held.
+begins. States of the base on the way can be held by the caller, and a film may enter where it was held. A film that nobody
+waits for any more is left out from the next block on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from torch import Tensor
 from foundation.backbone import ImageFeatures
 from foundation.enlarge import enlarge
 from foundation.towers import TowerOutput, TrunkState, block_index
+from serving.cost import row_weight
 
 if TYPE_CHECKING:
     from adapters.bank import AdapterBank
@@ -38,6 +40,10 @@ def first_block(weights: LoraWeights) -> int:
     return min(block_index(name) for name in weights.pairs)
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Way:
     """Through which slot a film is to be looked at, and the block where that slot's adapter begins."""
@@ -50,7 +56,7 @@ class Way:
 class Wanted:
     """A film (S, S, 3) and its distinct ways; held: a state of the base that stands before block `at`, if there is one.
 
-    size: the film is enlarged to it before the tower sees it; 0 leaves it as it is.
+    size: the film is enlarged to it before the tower sees it; 0 leaves it as it is. is_left: whether nobody waits for it.
     `at` must not lie above the first block of any way that has an adapter.
     """
 
@@ -59,22 +65,33 @@ class Wanted:
     held: TrunkState | None = None
     at: int = EMBED
     size: int = 0
+    is_left: Callable[[], bool] = _never
+
+    def rows(self, side: int) -> float:
+        """What all its ways cost, in films of the tower's own `side`."""
+        return len(self.ways) * row_weight(self.size, side)
 
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """features by (film's index, slot), each of one film (B = 1); states of the base by (film's index, block)."""
+    """features by (film's index, slot), each of one film (B = 1); states of the base by (film's index, block).
+
+    A film that was left half-way has none; in_vain: what was done for such, in films of the tower's own size.
+    """
 
     features: Mapping[tuple[int, int], ImageFeatures]
     states: Mapping[tuple[int, int], TrunkState]
+    in_vain: float = 0.0
 
 
 @dataclass(eq=False)
 class _Run:
-    """The lines under way, (film's index, slot), and where they stand."""
+    """The lines under way, (film's index, slot), and where they stand; the films that were left; blocks run for such."""
 
     lines: list[tuple[int, int]] = field(default_factory=list)
     state: TrunkState | None = None
+    left: set[int] = field(default_factory=set)
+    blocks_in_vain: int = 0
 
 
 class Trunk:
@@ -86,6 +103,11 @@ class Trunk:
         self.block_rows = 0  # lines times blocks so far
 
     @property
+    def side(self) -> int:
+        """Of the squares the tower takes as they are."""
+        return self._backbone.contract.size
+
+    @property
     def depth(self) -> int:
         return len(self._tower.blocks)
 
@@ -93,34 +115,36 @@ class Trunk:
     def run(self, films: Sequence[Wanted], keep: Collection[int] = ()) -> Looked:
         """Every way of every film, one forward a size. keep: the blocks before which states of the base are given back."""
         features, states = dict[tuple[int, int], ImageFeatures](), dict[tuple[int, int], TrunkState]()
+        in_vain = 0.0
         for size in dict.fromkeys(film.size for film in films):
             places = [place for place, film in enumerate(films) if film.size == size]
             looked = self._run([films[place] for place in places], keep)
             features |= {(places[film], slot): one for (film, slot), one in looked.features.items()}
             states |= {(places[film], block): one for (film, block), one in looked.states.items()}
-        return Looked(features, states)
+            in_vain += looked.in_vain * row_weight(size, self.side)
+        return Looked(features, states, in_vain)
 
     def _run(self, films: Sequence[Wanted], keep: Collection[int]) -> Looked:
         """Films of one size, in one forward."""
         run, states, block = _Run(), dict[tuple[int, int], TrunkState](), 0
+        self._let_go(run, films, 0)
         self._embed(run, films)
         stages = {0, self.depth, *keep, *(film.at for film in films), *(way.first for film in films for way in film.ways)}
         for stage in sorted(stage for stage in stages if 0 <= stage <= self.depth):
-            self._advance(run, block, stage)
+            self._advance(run, films, block, stage)
             block = stage
             self._arrive(run, films, stage)
             if stage in keep:
                 bases = ((line, number) for line, number in enumerate(run.lines) if number[1] == 0)
                 states |= {(film, stage): _rows(run.state, [line]) for line, (film, _) in bases}
             self._part(run, films, stage)
-        return Looked(self._finish(run), states)
+        return Looked(self._finish(run), states, run.blocks_in_vain / self.depth)
 
     def _embed(self, run: _Run, films: Sequence[Wanted]) -> None:
         """Start the base's line of each film that is not held, and the lines of adapters that begin before block 0."""
-        run.lines = [
-            (index, 0) for index, film in enumerate(films) if film.at == EMBED and _base_until(film, self.depth) > EMBED
-        ]
-        run.lines += [(index, way.slot) for index, film in enumerate(films) for way in film.ways if way.first == EMBED]
+        here = [(index, film) for index, film in enumerate(films) if index not in run.left]
+        run.lines = [(index, 0) for index, film in here if film.at == EMBED and _base_until(film, self.depth) > EMBED]
+        run.lines += [(index, way.slot) for index, film in here for way in film.ways if way.first == EMBED]
         if not run.lines:
             return
         distinct = list(dict.fromkeys(index for index, _ in run.lines))
@@ -131,17 +155,42 @@ class Trunk:
         with self._through(run):
             run.state = self._tower.embed(enlarge(pixels, films[0].size) if films[0].size else pixels)
 
-    def _advance(self, run: _Run, start: int, stop: int) -> None:
-        if run.state is None or start == stop:
+    def _advance(self, run: _Run, films: Sequence[Wanted], start: int, stop: int) -> None:
+        """Through blocks start .. stop - 1; before each, films that nobody waits for any more are let go."""
+        block = start
+        while block < stop:
+            self._let_go(run, films, block)
+            if run.state is None:
+                return
+            with self._through(run):
+                block = self._until_left(run, films, block, stop)
+
+    def _until_left(self, run: _Run, films: Sequence[Wanted], block: int, stop: int) -> int:
+        """The lines as they are, up to `stop` or until one of them is for nobody; the block before which they stand then."""
+        while True:
+            assert run.state is not None
+            run.state = self._tower.run(run.state, block, block + 1)
+            self.block_rows += len(run.lines)
+            block += 1
+            if block == stop or _left(run, films):
+                return block
+
+    def _let_go(self, run: _Run, films: Sequence[Wanted], block: int) -> None:
+        """End the lines of films that nobody waits for any more. block: how many they have been through."""
+        gone = _left(run, films)
+        if not gone:
             return
-        with self._through(run):
-            run.state = self._tower.run(run.state, start, stop)
-        self.block_rows += len(run.lines) * (stop - start)
+        run.left |= gone
+        kept = [number for number, (index, _) in enumerate(run.lines) if index not in gone]
+        run.blocks_in_vain += block * (len(run.lines) - len(kept))
+        if len(kept) < len(run.lines):
+            run.state = _rows(run.state, kept) if kept else None
+            run.lines = [run.lines[number] for number in kept]
 
     def _arrive(self, run: _Run, films: Sequence[Wanted], stage: int) -> None:
         """Films that are held before this block join."""
         for index, film in enumerate(films):
-            if film.held is not None and film.at == stage:
+            if film.held is not None and film.at == stage and index not in run.left:
                 run.state = film.held if run.state is None else _joined(run.state, film.held)
                 run.lines.append((index, 0))
 
@@ -151,7 +200,7 @@ class Trunk:
         lines = [line for line in run.lines if line[1] or stage < _base_until(films[line[0]], self.depth)]
         sources = [place[line] for line in lines]
         for index, film in enumerate(films):
-            for way in film.ways:
+            for way in film.ways if index not in run.left else ():
                 if way.slot and way.first == stage:
                     lines.append((index, way.slot))
                     sources.append(place[index, 0])
@@ -160,7 +209,8 @@ class Trunk:
         run.lines = lines
 
     def _finish(self, run: _Run) -> dict[tuple[int, int], ImageFeatures]:
-        assert run.state is not None
+        if run.state is None:
+            return {}
         with self._through(run):
             output: TowerOutput = self._tower.finish(run.state)
         features = self._backbone.features(output)
@@ -169,6 +219,11 @@ class Trunk:
 
     def _through(self, run: _Run) -> AbstractContextManager[None]:
         return self._bank.rows([slot for _, slot in run.lines])
+
+
+def _left(run: _Run, films: Sequence[Wanted]) -> set[int]:
+    """The films that have been left since the last look."""
+    return {index for index, film in enumerate(films) if index not in run.left and film.is_left()}
 
 
 def _base_until(film: Wanted, depth: int) -> int:

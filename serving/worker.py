@@ -124,7 +124,9 @@ class Worker:
             reason = "The engine did not answer its last check."
         elif age_s is None or age_s > self._stale_s:
             reason = f"The engine has finished nothing for over {self._stale_s:.0f} seconds."
-        return Readiness(not reason, age_s, len(self.link), reason)
+        rows = self.link.rows
+        withdrawn = {**rows["withdrawn"], "decode": self.pool.withdrawn}
+        return Readiness(not reason, age_s, len(self.link), reason, withdrawn, rows["forwarded"])
 
     @property
     def contract(self) -> InputContract:

@@ -18,6 +18,15 @@ MAY_IMPORT = {
     "training": {"adapters", "foundation"},
     "app": {"serving", "training", "adapters", "foundation"},
 }
+ROOMS_OF_TRAINING = (
+    "",
+    "manifests",
+    "measuring",
+    "trust",
+    "pretraining",
+    "finetuning",
+    "evaluating",
+)  # "": the files beside them
 HEAVY = ("torch", "monai", "transformers", "open_clip", "timm", "peft", "accelerate", "torchvision")
 LIGHT_MODULES = (
     "foundation.errors", "foundation.image", "foundation.preprocess", "foundation.readers", "foundation.phantom",
@@ -49,6 +58,20 @@ def imported_roots(path: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
+def rooms_entered(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, room) of every import of a room of `training`, at any depth of the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        for module in modules:
+            house, room, *_ = [*module.split("."), ""]
+            if house == "training":
+                yield node.lineno, room if room in ROOMS_OF_TRAINING else ""
+
+
 @pytest.mark.parametrize("house", MAY_IMPORT)
 def test_imports_go_one_way(house: str) -> None:
     files = sorted((REPOSITORY / house).rglob("*.py"))
@@ -59,6 +82,20 @@ def test_imports_go_one_way(house: str) -> None:
         for line, root in imported_houses(path)
         if root != house and root not in MAY_IMPORT[house]
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rooms_of_training_import_only_what_stands_before_them() -> None:
+    home = REPOSITORY / "training"
+    assert {path.parent.name for path in home.glob("*/__init__.py")} == {*ROOMS_OF_TRAINING} - {""}
+    wrong = []
+    for path in sorted(home.rglob("*.py")):
+        own = ROOMS_OF_TRAINING.index(path.relative_to(home).parts[0] if path.parent != home else "")
+        wrong += [
+            f"{path.relative_to(home)}:{line}: {room}"
+            for line, room in rooms_entered(path)
+            if ROOMS_OF_TRAINING.index(room) > own
+        ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -80,6 +117,8 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text("def late():\n    from serving.client import Client\n    return Client\n")
     assert list(imported_houses(wrong)) == [(2, "serving")]
+    wrong.write_text("from training import loop, trust\nimport training.manifests.row\n")
+    assert list(rooms_entered(wrong)) == [(1, ""), (1, "trust"), (2, "manifests")]
 
 
 def test_only_the_fixed_folders_hold_code() -> None:

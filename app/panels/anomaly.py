@@ -6,18 +6,16 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
-
 from app import words
+from app.adapter_question import Question, build_question
 from app.bars import Bar, track_html
-from app.events import QUIET, WAITING, notice, notice_box
 from app.evidence import card, provenance_html, refusal
 from app.figure import Layer, layered_html
 from app.film import OpenFilm
 from app.heat import FLOOR, strange_overlay
 from app.panels.film import FilmColumn, FilmDesk
-from app.shelf import Shelf, build_about, build_choice, build_intro, wire_choice
-from foundation.errors import InvalidRequest, VesaliusError
+from app.shelf import Shelf
+from foundation.errors import InvalidRequest
 from serving.client import Client
 from serving.schemas.anomaly import AnomalyItem
 
@@ -95,26 +93,9 @@ def _p(value: float) -> str:
 
 
 def build_anomaly(panel: AnomalyPanel, shelf: Shelf, film: FilmColumn, page: Any) -> None:
-    intro, about = build_intro(), build_about()
-    with gr.Column(visible=False) as body, gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=260):
-            choice = build_choice(intro, about, "detector")
-            button = gr.Button(words.ANOMALY_LOOK, variant="primary", elem_id="compare")
-            said = notice_box()
-            figure = gr.HTML(elem_id="strange-film")
-        with gr.Column(scale=1, min_width=260):
-            result = gr.HTML(elem_id="strangeness")
-            about.render()
-    wire_choice(shelf, choice, page, body, words.ANOMALY_INTRO)
+    def ask(shown: OpenFilm | None, adapter: str | None) -> tuple[str, str]:
+        found = panel.judge(shown, adapter)
+        return found.figure, found.card
 
-    def judge(shown: OpenFilm | None, adapter: str | None) -> tuple[Any, ...]:
-        try:
-            found = panel.judge(shown, adapter)
-        except VesaliusError as error:
-            return "", "", notice(error.message)
-        return found.figure, found.card, notice("")
-
-    button.click(judge, [film.film, choice.dropdown], [figure, result, said], **WAITING)
-    choice.chosen.change(lambda: ("", ""), None, [figure, result], **QUIET)  # they were by another adapter
-    for change in (*film.changes, film.chosen):
-        change.then(lambda: ("", ""), None, [figure, result], **QUIET)  # they were about another picture
+    question = Question(words.ANOMALY_INTRO, words.ANOMALY_LOOK, "detector", "compare", "strangeness", "strange-film")
+    build_question(question, ask, shelf, film, page)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import html
 from typing import Any
 
-import gradio as gr
-
 from app import words
+from app.adapter_question import Question, build_question
 from app.bars import Bar, bars_html
-from app.events import QUIET, WAITING, notice, notice_box
 from app.evidence import card, provenance_html, refusal_card
 from app.film import OpenFilm
 from app.panels.film import FilmColumn
-from app.shelf import Shelf, build_about, build_choice, build_intro, wire_choice
-from foundation.errors import InvalidRequest, VesaliusError
+from app.shelf import Shelf
+from foundation.errors import InvalidRequest
 from serving.client import Client
 from serving.schemas.classify import ClassifyItem
 
@@ -71,24 +69,5 @@ def _share(value: float) -> str:
 
 def build_findings(panel: FindingsPanel, shelf: Shelf, film: FilmColumn, page: Any) -> None:
     """page: the Blocks, whose load asks which adapters are served."""
-    intro, about = build_intro(), build_about()
-    with gr.Column(visible=False) as body, gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=260):
-            choice = build_choice(intro, about, "adapter")
-            button = gr.Button(words.PREDICT, variant="primary", elem_id="predict")
-            said = notice_box()
-        with gr.Column(scale=1, min_width=260):
-            result = gr.HTML(elem_id="predicted")
-            about.render()
-    wire_choice(shelf, choice, page, body, words.FINDINGS_INTRO)
-
-    def predict(shown: OpenFilm | None, name: str | None) -> tuple[Any, ...]:
-        try:
-            return panel.predict(shown, name), notice("")
-        except VesaliusError as error:
-            return "", notice(error.message)
-
-    button.click(predict, [film.film, choice.dropdown], [result, said], **WAITING)
-    choice.chosen.change(lambda: "", None, result, **QUIET)  # it was by another adapter
-    for change in (*film.changes, film.chosen):
-        change.then(lambda: "", None, result, **QUIET)  # they were about another picture
+    question = Question(words.FINDINGS_INTRO, words.PREDICT, "adapter", "predict", "predicted")
+    build_question(question, lambda shown, name: (panel.predict(shown, name),), shelf, film, page)

@@ -18,7 +18,7 @@ from benchmarks.chat.saturation import saturated
 from benchmarks.chat.second import in_engine, in_lane
 from benchmarks.chat.table import section
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 MODELS: dict[str, Callable[[Clock, torch.dtype], Bench]] = {"bundled": bundled, "random25m": random_25m}
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "chat-lane.json"

@@ -6,7 +6,8 @@
     saturated     closed loop of 16 and of 32 clients, over the offline pipeline and over lanes (see `offline.py`)
     one client    median seconds, over the bare call with decode
     open loop     99th percentile at 70 % of the saturation just seen, Poisson arrivals, over the bare call
-    leaving       half of the requests' callers leave before the answer: good answers a second, over saturation
+    leaving       half of the requests' callers leave within a quarter of a second: good answers to the others, over saturation;
+                  the same of a server that wastes nothing (see `ideal.py`), and what went through the trunk for nobody
     broken        1 % and 20 % of the films cut off in the middle: good films without a good answer
     start         from the command to the first answer, and memory then and at the end
 
@@ -30,18 +31,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import keep
 from benchmarks.load.clients import Tally, closed_loop, in_turn, open_loop
 from benchmarks.load.films import FORMS, Ask, Form, asks, broken, films
+from benchmarks.load.ideal import ideal
 from benchmarks.load.offline import Offline, offline
-from benchmarks.load.server import HOUSE, Served, cpu_s, serve
+from benchmarks.load.server import HOUSE, Served, cpu_s, forwarded_rows, serve
 from benchmarks.load.table import markdown
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 VIT_12M = {"image_size": 224, "layers": 10, "width": 320, "head_width": 64, "patch_size": 16}
 MANIFEST = HOUSE.parent / "shared/data/chest/manifest.jsonl"
 FILMS = 48
 SIZES = (320, 2048)
+STAY_S = 0.25  # the longest that a caller stays who leaves
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Bench:
             bare = self._bare("bare")
             one = self._closed(1)
             bare_again = self._bare("bare")
-            row |= self._open(0.7 * row["rate_16"]) | self._leaving() | self._broken(0.01) | self._broken(0.2)
+            row |= self._open(0.7 * row["rate_16"]) | self._leaving(row["rate_16"]) | self._broken(0.01) | self._broken(0.2)
         bare_s = min(bare["median_s"], bare_again["median_s"])
         lanes_rate = statistics.mean(way["rate"] for way in lanes)
         best = max(lanes_rate, pipeline["rate"])
@@ -103,7 +107,6 @@ class Bench:
             "p50_1_ms": 1000 * one.quantile(0.5),
             "p50_1/bare": one.quantile(0.5) / bare_s,
             "p99_open/bare": row["p99_open_ms"] / 1000 / bare_s,
-            "leaving/saturation": row["leaving_rate"] / row["rate_16"],
         }
         for clients in (16, 32):
             row[f"rate_{clients}/pipeline"] = row[f"rate_{clients}"] / pipeline["rate"]
@@ -131,10 +134,21 @@ class Bench:
             "lost_open": tally.lost + tally.busy,
         }
 
-    def _leaving(self) -> dict[str, float]:
-        stay_s = 0.25
-        tally = self._closed(16, leaving=0.5, leave_after_s=stay_s)
-        return {"leaving_rate": tally.rate, "leaving_left": tally.left, "leaving_lost": tally.lost}
+    def _leaving(self, saturation: float) -> dict[str, float]:
+        before = forwarded_rows(self.served.url)
+        tally = self._closed(16, leaving=0.5, leave_after_s=STAY_S)
+        rows = {whom: count - before.get(whom, 0.0) for whom, count in forwarded_rows(self.served.url).items()}
+        best = ideal(saturation, clients=16, leaving=0.5, leave_after_s=STAY_S, cores=self.plan.cores).stayed
+        return {
+            "leaving_rate": tally.rate,
+            "leaving_left": tally.left,
+            "leaving_lost": tally.lost,
+            "leaving/saturation": tally.rate / saturation,
+            "leaving_ideal": best,
+            "leaving/ideal": tally.rate / saturation / best,
+            "leaving_reached/saturation": tally.rate / saturation + tally.in_time / tally.seconds / saturation,
+            "leaving_in_vain": rows.get("nobody", 0.0) / max(1e-9, sum(rows.values())),
+        }
 
     def _broken(self, share: float) -> dict[str, float]:
         tally = self._closed(16, share=share)
@@ -250,8 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = run(plan)
     print(markdown(found))
     if chosen.report:
-        chosen.report.parent.mkdir(parents=True, exist_ok=True)
-        chosen.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        keep(found, chosen.report)
     if chosen.table:
         put_section("load", markdown(found), chosen.table)
     return 0

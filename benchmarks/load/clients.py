@@ -19,7 +19,10 @@ PATIENCE_S = 60.0
 
 @dataclass
 class Tally:
-    """What came of a run. latencies_s: of good answers, in order of their end. lost: good films without a good answer."""
+    """What came of a run. latencies_s: of good answers, in order of their end. lost: good films without a good answer.
+
+    left: requests whose callers meant to leave early; in_time: of those, how many were well answered before they would have.
+    """
 
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
@@ -27,6 +30,7 @@ class Tally:
     busy: int = 0  # 429 and 504 to good films
     lost: int = 0
     left: int = 0
+    in_time: int = 0
 
     @property
     def rate(self) -> float:
@@ -94,8 +98,9 @@ async def closed_loop(
         while time.perf_counter() - begun < seconds:
             asked, start = pick(), time.perf_counter()
             if draw.random() < leaving:
-                await _leave(connection, asked, draw.random() * leave_after_s)
+                status = await _leave(connection, asked, draw.random() * leave_after_s)
                 tally.left += 1
+                tally.in_time += status == 200
                 continue
             status = await connection.send(asked)
             tally.note(asked, status, time.perf_counter() - start)
@@ -143,13 +148,15 @@ def in_turn(asks: Sequence[Ask], *, broken: Sequence[Ask] = (), share: float = 0
     return pick
 
 
-async def _leave(connection: Connection, asked: Ask, after_s: float) -> None:
+async def _leave(connection: Connection, asked: Ask, after_s: float) -> int:
+    """The status of an answer that came before; 0 without one."""
     task = asyncio.create_task(connection.send(asked))
     await asyncio.wait({task}, timeout=after_s)
     if not task.done():
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     connection.close()
+    return 0 if task.cancelled() else task.result()
 
 
 def _length(head: bytes) -> int:

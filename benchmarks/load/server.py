@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 HOUSE = Path(__file__).resolve().parents[2]
+_FORWARDED = re.compile(r'vesalius_forwarded_rows_total\{whom="(\w+)"\} (\S+)')
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -27,6 +30,10 @@ class Served:
     def processes(self) -> list[int]:
         return [self.process, *descendants(self.process)]
 
+    def running(self, module: str) -> list[int]:
+        """Its processes that run this module."""
+        return descendants(self.process, module)
+
     @property
     def cpu_s(self) -> float:
         """Seconds of processor used so far by processes that still live."""
@@ -38,10 +45,24 @@ class Served:
         return {"rss": _memory_mb(self.processes, "Rss:"), "pss": _memory_mb(self.processes, "Pss:")}
 
 
+def forwarded_rows(url: str) -> dict[str, float]:
+    """Films that went through the trunk so far, by whether anyone still waited for them: "someone", "nobody"."""
+    with urlopen(f"{url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    return {whom: float(rows) for whom, rows in _FORWARDED.findall(text)}
+
+
 @contextmanager
 def serve(checkpoint: Path, home: Path, options: Sequence[str] = ()) -> Iterator[Served]:
     """`vesalius serve` with these options, on a free port; ended with the block."""
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--checkpoint", str(checkpoint), *options]
+    with start(["-m", "app.cli", "serve", "--port", "0", "--checkpoint", str(checkpoint), *options], home) as served:
+        yield served
+
+
+@contextmanager
+def start(arguments: Sequence[str], home: Path, patience_s: float = 30.0) -> Iterator[Served]:
+    """Python with these arguments, which says "listens on ADDRESS"; ended with the block, killed after `patience_s`."""
+    command = [sys.executable, *arguments]
     environment = {**os.environ, "VESALIUS_HOME": str(home), "PYTHONPATH": str(HOUSE)}
     environment.pop("VESALIUS_API_KEY", None)
     begun = time.perf_counter()
@@ -57,12 +78,13 @@ def serve(checkpoint: Path, home: Path, options: Sequence[str] = ()) -> Iterator
         finally:
             server.terminate()
             try:
-                server.wait(30)
+                server.wait(patience_s)
             except subprocess.TimeoutExpired:
                 server.kill()
 
 
-def descendants(parent: int) -> list[int]:
+def descendants(parent: int, module: str = "") -> list[int]:
+    """Processes below this one; only those that run `module` where it is named."""
     above: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
@@ -71,7 +93,13 @@ def descendants(parent: int) -> list[int]:
     while last:
         last = [process for process, its_parent in above.items() if its_parent in last]
         found += last
-    return found
+    return [process for process in found if not module or _runs(process, module)]
+
+
+def _runs(process: int, module: str) -> bool:
+    with suppress(OSError):
+        return module.encode() in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 def cpu_s(process: int) -> float:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import keep
 from benchmarks.load.__main__ import FILMS, MANIFEST, VIT_12M
 from benchmarks.load.films import FORMS, Form, broken, films
 from benchmarks.load.server import HOUSE
@@ -36,7 +37,7 @@ from benchmarks.peers.measure import Plan, Row, lives, measure
 from benchmarks.peers.process import NotStartedError, free_port, running
 from benchmarks.peers.table import markdown, medians
 from benchmarks.section import put_section
-from training.report import hardware
+from training.measuring.report import hardware
 
 RANDOM = "random-12m"
 REPORT, PAGE = HOUSE / "docs/results/peers.json", HOUSE / "docs/benchmarks.md"
@@ -146,7 +147,7 @@ def run(chosen: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any
                 for number in range(plan.rounds):
                     for peer in _turned(peers, number):
                         contest.round(case, [peer], files, folder, bare)
-                        _write(chosen.report, found := _found(chosen, plan, contest, cases, peers))
+                        keep(found := _found(chosen, plan, contest, cases, peers), chosen.report)
     return found
 
 
@@ -176,11 +177,6 @@ def _found(
 def _version(peer: Peer) -> str:
     version = pinned_version(peer.environment, peer.package) if peer.environment else ""
     return f"({peer.package} {version})" if version else ""
-
-
-def _write(report: Path, found: dict[str, Any]) -> None:
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _case(text: str) -> tuple[Form, int]:

@@ -153,6 +153,27 @@ def test_a_batch_with_more_adapters_than_places_is_answered_in_parts(place: Path
         assert probabilities(outcome) == pytest.approx(before[order[outcome.request_id]], abs=1e-5)
 
 
+def test_a_place_that_another_batch_holds_is_waited_for_even_if_that_is_computed_meanwhile(place: Path) -> None:
+    """A lone request is planned while another batch holds the only place, whose forward ends before that is looked at."""
+    engine = open_engine(place, places=1)
+    before = {name: alone(engine, name) for name in NAMES[:2]}
+    first = engine.prepare(Batch((classify(1, "one"),)))
+    has_room = engine.bank.has_room
+
+    def ends_meanwhile(size_bytes: int) -> bool:
+        if not first.is_computed:
+            engine.compute(first)
+        return has_room(size_bytes)
+
+    engine.bank.has_room = ends_meanwhile  # type: ignore[method-assign]
+    second = engine.prepare(Batch((classify(2, "two"),)))
+    engine.compute(second)
+    (outcome,) = engine.finish(second)
+    assert outcome.error_code is None, outcome.error_message
+    assert probabilities(outcome) == pytest.approx(before["two"], abs=1e-5)
+    assert probabilities(engine.finish(first)[0]) == pytest.approx(before["one"], abs=1e-5)
+
+
 def test_an_adapter_larger_than_all_the_memory_is_told_what_to_do(place: Path) -> None:
     engine = open_engine(place, places=1)
     engine._tools.residency.bank.capacity_bytes -= 1

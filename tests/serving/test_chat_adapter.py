@@ -30,7 +30,7 @@ from serving.looks import view_key
 from serving.messages import Batch, ChatTurn, Outcome, Request, Sampling
 from serving.worker import Worker
 from serving.works import Seen
-from training.stated import FilmReader, open_findings
+from training.finetuning.chat.stated import FilmReader, open_findings
 
 QUESTION = "is there an effusion?"
 

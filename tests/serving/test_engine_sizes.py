@@ -18,9 +18,9 @@ from foundation.phantom import make_phantom
 from serving.config import EngineConfig
 from serving.engine import Engine
 from serving.messages import Batch, ChatTurn, Film, Request, Sampling
-from training.classified import classified
-from training.scoring import Running
-from training.stated import FilmReader
+from training.finetuning.chat.stated import FilmReader
+from training.measuring.classified import classified
+from training.measuring.scoring import Running
 
 SIZES = (160, 96)
 LABELS = ("effusion", "mass", "nodule")

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.errors import InvalidRequest
+from serving.cost import rows_of
 from serving.fairness import flow_of
 from serving.messages import Operation, Request
-from serving.scheduler import Budget, Scheduler, Step, choose, rows_of, urgency
+from serving.scheduler import Budget, Scheduler, Step, choose, urgency
 
 OPERATIONS: tuple[Operation, ...] = ("embed_image", "embed_text", "zero_shot", "classify", "chat")
 
@@ -32,6 +33,7 @@ def requests(draw: st.DrawFn, most: int = 30) -> tuple[Request, ...]:
                 texts=("text",) * draw(st.integers(1, 200)) if operation == "embed_text" else (),
                 arrival=arrival,
                 deadline=None if patience is None else arrival + patience,
+                rows=draw(st.just(0.0) | st.floats(0.5, 20.0)),
             )
         )
     return tuple(made)
@@ -47,7 +49,7 @@ def ids(some: Iterable[Request]) -> set[int]:
 @given(requests(), budgets, st.floats(0, 30), st.integers(0, 3))
 def test_a_batch_stays_within_the_budget(waiting: tuple[Request, ...], budget: Budget, now: float, free: int) -> None:
     chosen = choose(waiting, now, budget, free).chosen
-    assert sum(map(rows_of, chosen)) <= budget.rows or len(chosen) == 1
+    assert sum(map(rows_of, chosen)) <= budget.rows + 1e-9 or len(chosen) == 1
     assert len({request.adapter for request in chosen} - {None}) <= budget.adapters
     assert sum(request.operation == "chat" for request in chosen) <= free
 
@@ -85,9 +87,10 @@ def test_within_a_flow_the_more_urgent_goes_first(waiting: tuple[Request, ...], 
 def test_nothing_starves_and_nothing_is_lost(arrivals: list[tuple[int, int, int]], budget: Budget, data: st.DataObject) -> None:
     """Any traffic, some of it withdrawn: each request leaves exactly once, within as many steps as there are requests."""
     scheduler, now, gone = Scheduler(budget, patience_s=1.0), 0.0, list[int]()
-    for number, (tenant, adapter, _) in enumerate(arrivals):
+    for number, (tenant, adapter, quarters) in enumerate(arrivals):
         name = "abc"[adapter]
-        scheduler.add([Request(id=number, operation="classify", adapter=name, tenant=str(tenant), arrival=now)])
+        asked = Request(id=number, operation="classify", adapter=name, tenant=str(tenant), arrival=now, rows=quarters / 4)
+        scheduler.add([asked])
         if data.draw(st.booleans()):
             now += 0.3
             batch = scheduler.next(now).batch
@@ -131,6 +134,15 @@ def test_a_tenants_adapters_share_its_share() -> None:
     assert {a: sum(r.adapter == a and r.tenant == "many" for r in gone) for a in "abc"} == pytest.approx(
         {"a": 10, "b": 10, "c": 10}, abs=2
     )
+
+
+def test_shares_are_of_work_not_of_requests() -> None:
+    """One tenant's films cost six times the other's: it has a sixth as many answered while both have work."""
+    scheduler = Scheduler(Budget(rows=6), patience_s=1e6)
+    scheduler.add(Request(id=n, operation="embed_image", tenant="large", rows=6.0) for n in range(50))
+    scheduler.add(Request(id=100 + n, operation="embed_image", tenant="small", rows=1.0) for n in range(300))
+    tenants = [request.tenant for request in served(scheduler, 40)]
+    assert tenants.count("small") == pytest.approx(6 * tenants.count("large"), abs=6)
 
 
 def test_ever_new_tenants_do_not_starve_one_who_has_had_much() -> None:

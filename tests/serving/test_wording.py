@@ -7,8 +7,8 @@ import pytest
 from foundation.prompt import detokenise
 from serving.evidence import Finding
 from serving.wording import Wording, grade, plain_words
-from training.agreement import agreement
-from training.conversations import FilmFacts, answer
+from training.pretraining.decoder.agreement import agreement
+from training.pretraining.decoder.conversations import FilmFacts, answer
 
 FINDINGS = (
     Finding("effusion", 0.16, 0.083, "right", "lower"),

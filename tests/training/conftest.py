@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny_run import register_tiny_visformer, tiny_recipe, write_manifest, write_text_tower
 
-from training.pretrain import Pretraining, PretrainRecipe
+from training.pretraining.pretrain import Pretraining, PretrainRecipe
 
 MadeFilms = Callable[..., Path]
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from foundation.phantom import Phantom, make_phantom
 from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
-from training.learner import ModelRecipe
-from training.pretrain import DataRecipe, PretrainRecipe, StageRecipe
-from training.text_recipe import TextRecipe, build_tower
+from training.pretraining.learner import ModelRecipe
+from training.pretraining.pretrain import DataRecipe, PretrainRecipe, StageRecipe
+from training.pretraining.text.recipe import TextRecipe, build_tower
 
 TOWER = "vesalius_tiny_visformer"
 SIZE = 64
@@ -84,7 +84,7 @@ def write_manifest(folder: Path) -> Path:
 
 
 def write_text_tower(folder: Path) -> Path:
-    """A random text tower in the layout that `language.py` leaves."""
+    """A random text tower in the layout that `pretraining/text/language.py` leaves."""
     letters = [chr(code) for code in range(97, 123)] + [str(digit) for digit in range(10)]
     words = ["no", "there", "is", "of", "the", "film", "shows", "with", "without", "left", "right", "effusion", "reading"]
     tokens = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words, *".,:-/()'"]
@@ -102,7 +102,7 @@ def tiny_recipe(manifest: Path, text_folder: Path, cache_folder: Path, **changes
     text_objectives = {"findings": 1.0, "prompts": 0.5, "pairs": 0.1, "captions": 0.1, "patches": 0.1}
     stages = (
         StageRecipe("findings", SIZE, 32, 1e-3, {"findings": 1.0}, "cosine", flip=0.5, mix=0.3),
-        StageRecipe("align", SIZE + 32, 32, 4e-4, text_objectives, "linear", hide_resolution=0.6),
+        StageRecipe("align", SIZE + 32, 32, 4e-4, text_objectives, "linear", hide_resolution=0.6, flip=0.5, mix=0.3),
     )
     settings: dict[str, Any] = {
         "name": "tiny",

@@ -1,0 +1,1 @@
+"""The classification task: labels, losses, the trained tower and head, and the run that makes an adapter."""
