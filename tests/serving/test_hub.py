@@ -181,3 +181,18 @@ def test_a_front_knows_how_much_waits_elsewhere() -> None:
             await asyncio.sleep(0.01)
 
     with_house(body)
+
+
+def test_what_the_engines_count_is_told_once_whatever_the_number_of_fronts() -> None:
+    async def body(house: House) -> None:
+        def told() -> int:
+            return sum(link.rows["forwarded"]["waited for"] for link in house.links)
+
+        for total in (3, 7):
+            house.hub.link.rows["forwarded"]["waited for"] = total
+            while told() < total:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        assert told() == 7
+
+    with_house(body)
