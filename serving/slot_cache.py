@@ -1,6 +1,6 @@
 """SlotCache: one static key-value cache for all sequences under way, a row each.
 
-keys, values of a layer   (R, H, T, d)     R rows, H key-value heads, T places, d per head; views into one tensor of all
+layers    each (2, R, H, T, d)     keys and values of R rows, H key-value heads, T places, d per head; views into one tensor
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ class SlotCache:
         heads, width = int(config.num_key_value_heads), int(config.head_dim)
         shape = (rows, heads, places, width)
         self._held = _zeros((int(config.num_hidden_layers), 2, *shape), device, dtype)
-        self.keys = [layer[0] for layer in self._held]
-        self.values = [layer[1] for layer in self._held]
+        self.layers = self._held.unbind()
         self.rows = rows
 
     def read(self, row: int, length: int) -> Tensor:
