@@ -208,7 +208,10 @@ def _told(spans: Sequence[Span], like: Tensor) -> Tensor | None:
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> None:
-    """Rotary position embedding in place, as Llama turns it: x (n, heads, d), cosine, sine (n, 1, d), sine's first half negated."""
+    """Rotary position embedding in place, as Llama turns it: x (n, heads, d), cosine and sine (n, 1, d).
+
+    The first half of sine is negated.
+    """
     half = x.shape[-1] // 2
     turned = torch.cat((x[..., half:], x[..., :half]), -1).mul_(sine)
     x.mul_(cosine).add_(turned)

@@ -34,7 +34,7 @@ QUESTIONS = (
     "Is it normal?",
 )
 LIMITS = (8, 16, 32, 64, 96, 128)
-SHORT = tuple(limit // 2 for limit in LIMITS)  # for a decoder that never ends by itself: answers nearly as long as the bundled one's
+SHORT = tuple(limit // 2 for limit in LIMITS)  # where no answer ends by itself: nearly as long as the bundled decoder's are
 Clock = Callable[[], float]
 
 
