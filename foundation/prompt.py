@@ -192,28 +192,34 @@ _ACRONYMS = {"i": "I", "ct": "CT", "mri": "MRI", "tb": "TB", "ptb": "PTB", "covi
 class Detokeniser:
     """WordPiece tokens to sentence-cased text, a piece at a time; what was said is never changed later.
 
-    Digits on both sides of a point and words on both sides of a hyphen are joined ("0.83", "right-sided").
+    A word is said as far as it is known, unless the "##" pieces that may follow decide how it is written: an acronym that
+    may be the beginning of a longer word, digits that may be decimals. Digits on both sides of a point and words on both
+    sides of a hyphen are joined ("0.83", "right-sided").
     """
 
     def __init__(self) -> None:
-        self._word = ""  # not yet said: "##" pieces may follow
-        self._last = ""  # the last token said, whole words
+        self._word = ""  # the last one so far: "##" pieces may follow
+        self._is_said = True  # whether all of `_word` is
+        self._before, self._last = "", ""  # the two words before it
         self._starts_sentence = True
         self._has_text = False
 
     def push(self, token: str) -> str:
         """The text that is certain after this token."""
-        if token.startswith("##"):
-            self._word += token[2:]
-            return ""
+        piece = token.removeprefix("##")
+        if piece != token and self._word:
+            self._word += piece
+            return piece if self._is_said else ""
         said = self.flush()
-        self._word = token
-        return said
+        self._before, self._last = self._last, self._word
+        self._word, self._is_said = piece, False
+        return said if self._is_open else said + self.flush()
 
     def flush(self) -> str:
-        word, self._word = self._word, ""
-        if not word:
+        """What was held back of the last word."""
+        if self._is_said or not self._word:
             return ""
+        word, self._is_said = self._word, True
         glue = "" if not self._has_text or self._is_joined(word) else " "
         shown = _ACRONYMS.get(word, word)
         if self._starts_sentence and word[0].isalnum():
@@ -221,17 +227,24 @@ class Detokeniser:
             self._starts_sentence = False
         if word in ".?!":
             self._starts_sentence = True
-        self._before, self._last, self._has_text = self._last, word, True
+        self._has_text = True
         return glue + shown
 
-    _before = ""
+    @property
+    def _is_fraction(self) -> bool:
+        return self._last == "." and self._before.isdigit() and self._word.isdigit()
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether pieces to come decide how the word is written."""
+        return self._is_fraction or any(name.startswith(self._word) for name in _ACRONYMS)
 
     def _is_joined(self, word: str) -> bool:
         if word in _CLOSING or word in "-/":
             return True
         if self._last in _OPENING:
             return True
-        is_decimal = self._last == "." and self._before.isdigit() and word.isdigit()
+        is_decimal = self._is_fraction
         if is_decimal:
             self._starts_sentence = False
         return is_decimal

@@ -92,6 +92,7 @@ class Chat:
     told: float = 0.0
     spent_s: float = 0.0
     text: str = ""  # not yet sent
+    is_heard: bool = False  # whether any of its text was sent
     reports: list[Value] = field(default_factory=list)  # log-probabilities not yet sent
     scores: list[float] = field(default_factory=list)  # of the answer without the film
     scoring: int = 0  # how many of those are still to come
@@ -101,6 +102,11 @@ class Chat:
     def is_refused(self) -> bool:
         """A film that is not assessed is answered by a fixed sentence: the decoder does not get to speak about it."""
         return self.opening.evidence is not None and not self.opening.evidence.assessed
+
+    @property
+    def has_first_words(self) -> bool:
+        """Somebody waits for what is at hand: neither the rest of the answer nor its scoring may come before it."""
+        return bool(self.text) and not self.is_heard
 
     @property
     def slot(self) -> int:

@@ -7,7 +7,7 @@
 
 A turn is a few steps. Each step adds a token to every chat that writes and, up to `prefill_tokens` a turn, reads on in
 prompts, and after those scores answers against the blank and the shuffled film (`evidence.py`), both at once; a turn
-ends when somebody's first token is there. A chat that fails ends alone.
+ends when there are somebody's first words to tell. A chat that fails ends alone.
 """
 
 from __future__ import annotations
@@ -120,9 +120,8 @@ class ChatLane:
             if not pieces and not self._writing:
                 break
             budget -= sum(length for _, length in pieces)
-            is_first = any(feed.left == length and not feed.answer_from for feed, length in pieces)
             outcomes += self._step(pieces, on_fault)
-            if is_first or has_news():
+            if has_news() or any(chat.has_first_words for chat in self._chats.values()):
                 break
         for chat in list(self._chats.values()):
             outcomes += self._said(chat, on_fault)
@@ -330,6 +329,7 @@ class ChatLane:
             if chat.reports:
                 value["logprobs"] = chat.reports
             made.append(Outcome(number, value, is_final=False))
+            chat.is_heard = chat.is_heard or bool(chat.text)
             chat.text, chat.reports = "", []
         if chat.last is None:
             return made

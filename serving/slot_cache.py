@@ -1,6 +1,6 @@
 """SlotCache: one static key-value cache for all sequences under way, a row each.
 
-keys, values of a layer   (R, H, T, d)     R rows, H key-value heads, T places, d per head
+layers    each (2, R, H, T, d)     keys and values of R rows, H key-value heads, T places, d per head; views into one tensor
 """
 
 from __future__ import annotations
@@ -18,34 +18,25 @@ class SlotCache:
     def __init__(self, config: Any, rows: int, places: int, device: torch.device, dtype: torch.dtype) -> None:
         heads, width = int(config.num_key_value_heads), int(config.head_dim)
         shape = (rows, heads, places, width)
-        self.keys = [_zeros(shape, device, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [_zeros(shape, device, dtype) for _ in range(config.num_hidden_layers)]
+        self._held = _zeros((int(config.num_hidden_layers), 2, *shape), device, dtype)
+        self.layers = self._held.unbind()
         self.rows = rows
 
     def read(self, row: int, length: int) -> Tensor:
         """A copy of a row's first `length` places: (layers, 2, H, length, d)."""
-        heads, _, width = self.keys[0].shape[1:]
-        held = self.keys[0].new_empty(len(self.keys), 2, heads, length, width)
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            held[layer, 0], held[layer, 1] = keys[row, :, :length], values[row, :, :length]
-        return held
+        return self._held[:, :, row, :, :length].clone(memory_format=torch.contiguous_format)
 
     def write(self, row: int, held: Tensor) -> None:
         """What `read` gave, into the first places of a row."""
-        length = held.shape[3]
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            keys[row, :, :length] = held[layer, 0]
-            values[row, :, :length] = held[layer, 1]
+        self._held[:, :, row, :, : held.shape[3]] = held
 
     def move(self, source: int, target: int, length: int) -> None:
         if source != target:
-            for held in (*self.keys, *self.values):
-                held[target, :, :length] = held[source, :, :length]
+            self._held[:, :, target, :, :length] = self._held[:, :, source, :, :length]
 
     def wipe(self, row: int) -> None:
         """NOTE: what is masked is multiplied by zero, and zero times NaN is NaN: a broken row must not be left behind."""
-        for held in (*self.keys, *self.values):
-            held[row].zero_()
+        self._held[:, :, row].zero_()
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -39,11 +39,11 @@ class SlotLayer:
 
     def speaks(self, x: Tensor, said: Tensor, shape: Sequence[int], is_fused: bool) -> Tensor:
         """x with what attention `said` (n, heads * d), and what the MLP makes of both: (n, W)."""
-        x = x + (linear(said, *self._speak) if is_fused else _apply(self._out, said, shape))
+        x = _added(x, said, *self._speak) if is_fused else x + _apply(self._out, said, shape)
         normed = rms_norm(x, x.shape[-1:], self._second_norm, self._epsilon)
         if is_fused:
             gate, up = linear(normed, *self._open).chunk(2, 1)
-            return x.add_(linear(self._act(gate).mul_(up), *self._close))
+            return _added(x, self._act(gate).mul_(up), *self._close)
         gate, up = (_apply(one, normed, shape) for one in self._opens)
         return x.add_(_apply(self._down, self._act(gate) * up, shape))
 
@@ -68,6 +68,12 @@ def _shared(maps: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
             one.bias.data = bias[here]
         begun += one.out_features
     return weight, bias
+
+
+def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (n, N) and what the map makes of y (n, D), as one product."""
+    total = torch.addmm(x, y, weight.T)
+    return total if bias is None else total.add_(bias)
 
 
 def _apply(one: nn.Module, x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -68,7 +68,7 @@ class SlotDecoder:
         places = torch.arange(int(config.max_position_embeddings), device=weight.device)[None]
         cosine, sine = model.model.rotary_emb(weight, places)
         half = self._width // 2
-        sine = torch.cat((-sine[..., :half], sine[..., half:]), -1)  # as `_rotated` takes it
+        sine = torch.cat((-sine[..., :half], sine[..., half:]), -1)  # as `_rotate` takes it
         self._cosine, self._sine = cosine[0, :, None], sine[0, :, None]  # (T, 1, d)
 
     @property
@@ -108,24 +108,24 @@ class SlotDecoder:
         """Not fused, spans are of one length, and an adapter's maps see their tokens as (rows, tokens of each)."""
         plan = _Plan.of(spans, self._groups, x)
         cosine, sine = self._cosine[plan.places], self._sine[plan.places]
-        widths = (self._heads * self._groups, self._heads)
+        queries = self._heads * self._groups
         shape = (len(spans), len(x) // len(spans))
         for index, layer in enumerate(self._layers):
-            qkv = layer.reads(x, shape, is_fused).unflatten(1, (-1, self._width))
-            q, k = _rotated(qkv[:, : sum(widths)], cosine, sine).split(widths, 1)
-            keys, values = self.cache.keys[index], self.cache.values[index]
-            plan.write(keys, k)
-            plan.write(values, qkv[:, sum(widths) :])
+            qkv = layer.reads(x, shape, is_fused).view(len(x), -1, self._width)
+            _rotate(qkv[:, : queries + self._heads], cosine, sine)
+            q, held = qkv[:, :queries], self.cache.layers[index]
+            plan.write(held, qkv[:, queries:].unflatten(1, (2, self._heads)))
             if index == len(self._layers) - 1 and plan.told is not None:
                 x, q, plan = x[plan.told], q[plan.told], plan.tails
                 shape = (len(spans), len(x) // len(spans))
             if len(x):
-                x = layer.speaks(x, self._attention(plan, q, keys, values), shape, is_fused)
+                x = layer.speaks(x, self._attention(plan, q, held), shape, is_fused)
         last: Tensor = rms_norm(x, x.shape[-1:], self._model.model.norm.weight, self._epsilon)
         return last
 
-    def _attention(self, plan: _Plan, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attention(self, plan: _Plan, q: Tensor, held: Tensor) -> Tensor:
         """q (n, heads, d) -> (n, heads * d). The queries that share a key-value head stand as rows of one product."""
+        keys, values = held.unbind()
         q = q.unflatten(1, (self._heads, self._groups))  # (n, H, g, d)
         said: list[Tensor] = []
         if plan.single:
@@ -187,12 +187,12 @@ class _Plan:
         return replace(self, others=masks, told=None)
 
     def write(self, held: Tensor, new: Tensor) -> None:
-        """new (n, H, d) into a layer's keys or values (R, H, T, d)."""
+        """new (n, 2, H, d) into a layer's keys and values (2, R, H, T, d)."""
         begun = self.single
         if begun:
-            held[self.rows, :, self.places[:begun]] = new[:begun]
+            held[:, self.rows, :, self.places[:begun]] = new[:begun]
         for span, _ in self.others:
-            held[span.row, :, span.start : span.end] = new[begun : begun + span.length].transpose(0, 1)
+            held[:, span.row, :, span.start : span.end] = new[begun : begun + span.length].permute(1, 2, 0, 3)
             begun += span.length
 
 
@@ -207,11 +207,14 @@ def _told(spans: Sequence[Span], like: Tensor) -> Tensor | None:
     return torch.tensor(told, dtype=torch.long, device=like.device)
 
 
-def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding, as Llama turns it: x (n, heads, d), cosine and sine (n, 1, d), sine's first half negated."""
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    """Rotary position embedding in place, as Llama turns it: x (n, heads, d), cosine and sine (n, 1, d).
+
+    The first half of sine is negated.
+    """
     half = x.shape[-1] // 2
     turned = torch.cat((x[..., half:], x[..., :half]), -1).mul_(sine)
-    return turned.add_(x * cosine)
+    x.mul_(cosine).add_(turned)
 
 
 def _causal(span: Span, groups: int, like: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 
     saturation.py   tokens/s: 16 askers, mixed lengths, no gap: `generate` one by one, `generate` in static batches of 16,
                     the lane, and the lane with each chat through one of eight adapters
-    load.py         first token: the same Poisson arrivals for both; a static batch takes all who wait and runs to its end
+    load.py         first token: the same Poisson arrivals for both; a static batch takes all who wait and runs to its end;
+                    the lane's counts once its word is told
     second.py       the second question about a film: the lane alone and, with the bundled model, the whole engine
     table.py        the section of docs/benchmarks.md
 

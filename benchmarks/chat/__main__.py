@@ -22,6 +22,8 @@ from training.measuring.report import hardware
 
 MODELS: dict[str, Callable[[Clock, torch.dtype], Bench]] = {"bundled": bundled, "random25m": random_25m}
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "chat-lane.json"
+ROUNDS = {"bundled": 3, "random25m": 2}
+QUESTIONS = {"bundled": 48, "random25m": 32}  # a round; two static batches at least
 FILMS = 3
 Rows = list[dict[str, float]]
 
@@ -70,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The chat lane against transformers")
     parser.add_argument("--model", choices=(*MODELS, "both"), default="both")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=48)
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS} if left out")
+    parser.add_argument("--questions", type=int, help=f"a round; {QUESTIONS} if left out")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--write", action="store_true", help="into docs/results/chat-lane.json and docs/benchmarks.md")
     chosen = parser.parse_args()
@@ -80,9 +82,10 @@ def main() -> None:
     is_exact, measured = chosen.precision == "float32", dict[str, Any]()
     for model in MODELS if chosen.model == "both" else (chosen.model,):
         bench = MODELS[model](clock, getattr(torch, chosen.precision))
-        found = measure(bench, chosen.rounds, chosen.questions, is_exact=is_exact, log=print)
+        rounds, questions = chosen.rounds or ROUNDS[model], chosen.questions or QUESTIONS[model]
+        found = measure(bench, rounds, questions, is_exact=is_exact, log=print)
         if model == "bundled":
-            found["second_in_engine"] = medians(in_engine(clock, FILMS * chosen.rounds, chosen.precision))
+            found["second_in_engine"] = medians(in_engine(clock, FILMS * rounds, chosen.precision))
         measured[f"{model}, {chosen.precision}"] = found
     print(json.dumps({"hardware": hardware(), "clock": chosen.clock, "measured": measured}, indent=2))
     if chosen.write:

@@ -34,6 +34,7 @@ QUESTIONS = (
     "Is it normal?",
 )
 LIMITS = (8, 16, 32, 64, 96, 128)
+SHORT = tuple(limit // 2 for limit in LIMITS)  # where no answer ends by itself: nearly as long as the bundled decoder's are
 Clock = Callable[[], float]
 
 
@@ -46,23 +47,24 @@ class Question:
 
 
 class Bench:
-    """decoder: the lane's. patches: image tokens of a film."""
+    """decoder: the lane's. patches: image tokens of a film. limits: an answer's, one of them drawn for each question."""
 
-    def __init__(self, decoder: Decoder, patches: int, clock: Clock) -> None:
+    def __init__(self, decoder: Decoder, patches: int, clock: Clock, limits: Sequence[int] = LIMITS) -> None:
         self.decoder = decoder
         self.patches = patches
         self.clock = clock
+        self._limits = limits
         self._theirs = copy.deepcopy(decoder)  # NOTE: the lane lays the weights out anew, which would speed transformers up
 
     def question(self, number: int, film: int | None = None) -> Question:
-        """Another film each, unless one is named; 8 to 128 tokens at most."""
+        """Another film each, unless one is named."""
         draw = random.Random(number)
         seed = number if film is None else film
         tokens = torch.randn(self.patches, self.decoder.image_width, generator=torch.Generator().manual_seed(seed))
         shade = random.Random(seed)
         findings = tuple(FindingState(name, (p := shade.random() ** 3), p > 0.4) for name in FINDINGS[:13])
         turns = (Turn("user", draw.choice(QUESTIONS)),)
-        return Question(turns, Picture(tokens, findings), draw.choice(LIMITS), f"{seed:064x}")
+        return Question(turns, Picture(tokens, findings), draw.choice(self._limits), f"{seed:064x}")
 
     def ids(self, one: Question) -> list[int]:
         return self.decoder.prompt_ids(one.turns, one.picture.findings, self.patches)
@@ -145,4 +147,4 @@ def random_25m(clock: Clock, dtype: torch.dtype) -> Bench:
         if parameter.ndim > 1 and "embed" not in name:
             torch.nn.init.normal_(parameter, 0.0, 0.04)
     decoder.compute_in(dtype)
-    return Bench(decoder, 100, clock)
+    return Bench(decoder, 100, clock, SHORT)

@@ -146,3 +146,11 @@ def test_streamed_text_is_never_taken_back(tokens: list[str]) -> None:
         shown += joiner.push(token)
         assert detokenise(tokens).startswith(shown)
     assert shown + joiner.flush() == detokenise(tokens)
+
+
+def test_a_word_is_said_at_once_unless_its_end_decides_how_it_is_written() -> None:
+    joiner = Detokeniser()
+    tokens = ["no", ".", "card", "##io", "ap", "##ical", "0", ".", "8", "##3", "ct", "."]
+    said = [joiner.push(token) for token in tokens]
+    assert said == ["No", ".", " Card", "io", "", "", " apical 0", ".", "", "", "83", " CT."]
+    assert joiner.flush() == ""

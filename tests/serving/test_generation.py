@@ -357,12 +357,13 @@ def test_a_batch_of_several_adapters_equals_each_alone(tmp_path: Path) -> None:
     lane = ChatLane(decoder, 4, bank, prefill_tokens=40, cached_bytes=KEEP)
     asked = Question((Turn("user", "where ?"),), tuple(picture(seed) for seed in (1, 2, 3)), Sampling(max_tokens=9))
     chats = {number: adapter for number, adapter in enumerate([None, *through, None, *through])}
+    outcomes = []
     for number, adapter in chats.items():
         lane.start(request(number, asked), replace(asked.opening(), adapter=adapter), dict)
         if number == 2:
-            lane.turn(0.0, fault)
+            outcomes += lane.turn(0.0, fault)
     assert lane.adapters == {"digest1", "digest2"}
-    outcomes = drain(lane)
+    outcomes += drain(lane)
     said = {}
     for number, adapter in chats.items():
         with bank.rows([adapter.slot if adapter else 0]):
@@ -375,3 +376,23 @@ def test_a_batch_of_several_adapters_equals_each_alone(tmp_path: Path) -> None:
         assert said[adapter] == expected.text
         assert last_of(outcomes, number)["evidence"]["reliance"] == pytest.approx(reliance(scores[0], scores[1:]), abs=1e-5)
     assert len(set(said.values())) == 3  # the adapters matter
+
+
+def test_first_words_are_told_before_anything_else_is_done(decoder: Decoder) -> None:
+    """Neither the next words nor the films it is scored against are waited for."""
+    lane = ChatLane(decoder, 64)
+    asked = Question((Turn("user", "where ?"),), (picture(1), picture(2), picture(3)), Sampling(max_tokens=9))
+    looked = []
+
+    def without(stores: bool) -> tuple[Picture, ...]:
+        looked.append(stores)
+        return asked.pictures[1:]
+
+    lane.start(request(1, asked), replace(asked.opening(), without=without), dict)
+    first = lane.turn(0.0, fault)
+    assert text_of(first, 1)
+    assert len(text_of(first, 1).split()) == 1
+    assert not looked
+    assert not any(outcome.is_final for outcome in first)
+    assert text_of(first + drain(lane), 1) == alone(decoder, asked).text
+    assert looked

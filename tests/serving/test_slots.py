@@ -92,7 +92,7 @@ def test_half_precision_is_close(tmp_path: Path, original: Any) -> None:
     decoder = make_tiny_decoder(tmp_path, 24)
     decoder.compute_in(torch.bfloat16)
     slots = SlotDecoder(decoder.model, ROWS)
-    assert slots.cache.keys[0].dtype == torch.bfloat16
+    assert slots.cache.layers[0].dtype == torch.bfloat16
     hidden = slots.run([Span(2, 0, 12, wants=12)], slots.embed(range(12)))
     expected = whole(original, list(range(12)))
     assert torch.cosine_similarity(hidden.float(), expected).min() > 0.99
