@@ -25,6 +25,7 @@ from foundation.errors import VesaliusError
 from serving.api.service import Service
 from serving.arena import Arena
 from serving.config import ServerConfig
+from serving.event_loop import run_loop
 from serving.hub_link import HubLink
 from serving.ledger import Ledger
 from serving.logs import configure
@@ -112,7 +113,7 @@ def main() -> None:
     handles = parent_handles()
     arena = parent_arena()
     assert arena is not None
-    asyncio.run(serve(parent_socket(), arena, socket.socket(fileno=handles[0]), handles[1]))
+    run_loop(serve(parent_socket(), arena, socket.socket(fileno=handles[0]), handles[1]))
 
 
 async def serve(parent: socket.socket, arena: Arena, door: socket.socket, ledger_handle: int) -> None:

@@ -26,6 +26,7 @@ from serving.api.trail import Trail
 from serving.audit import AuditLog
 from serving.auth import check_bind
 from serving.config import ServerConfig
+from serving.event_loop import run_loop
 from serving.forwarding import ForwardingGateway
 from serving.gateway import Gateway
 from serving.home import home_folder
@@ -45,7 +46,7 @@ class Stoppable(Protocol):
 
 def serve(config: ServerConfig, announce: Announce = print) -> None:
     """Serve until interrupted. announce: told where it listens, once it does. Raises VesaliusError if it cannot start."""
-    asyncio.run(run(config, lambda url, _: announce(f"Vesalius listens on {url} (research use; not a medical device)")))
+    run_loop(run(config, lambda url, _: announce(f"Vesalius listens on {url} (research use; not a medical device)")))
 
 
 async def run(config: ServerConfig, on_ready: Callable[[str, Stoppable], None]) -> None:
@@ -128,7 +129,7 @@ def background(config: ServerConfig) -> Iterator[str]:
 
     def body() -> None:
         try:
-            asyncio.run(run(config, lambda url, server: events.put((url, server))))
+            run_loop(run(config, lambda url, server: events.put((url, server))))
         except BaseException as error:  # handed to the waiting thread, which raises it
             events.put(error)
 

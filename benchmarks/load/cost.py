@@ -55,7 +55,9 @@ async def ask_all(url: str, wanted: Sequence[Ask], clients: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load.cost", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load.cost", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--form", choices=FORMS, default="base64")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--requests", type=int, default=200)

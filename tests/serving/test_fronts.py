@@ -166,9 +166,8 @@ def test_a_front_that_dies_takes_no_other_with_it_and_is_replaced(
         wait_until(lambda: len(lost) == 1)
         other = 3 - lost[0]
         seen = len(statuses[other])
-        with fronts(url, place.keys["all"]) as late:
-            assert set(late) == {other}
-        wait_until(lambda: is_whole(url, place), seconds=120)
+        wait_until(lambda: reached(url, place) == {other})
+        wait_until(lambda: reached(url, place) == set(WORKERS), seconds=120)
         wait_until(lambda: len(statuses[other]) > seen + 2)
         is_over.set()
         for thread in asking:
@@ -181,9 +180,13 @@ def test_a_front_that_dies_takes_no_other_with_it_and_is_replaced(
     assert victim not in children("serving.front_process", server.pid)
 
 
-def is_whole(url: str, place: Place) -> bool:
-    with fronts(url, place.keys["all"]) as found:
-        return set(found) == set(WORKERS)
+def reached(url: str, place: Place) -> set[int]:
+    """The fronts that new connections come to; none where one still came to a front that is just dying."""
+    try:
+        with fronts(url, place.keys["all"]) as found:
+            return set(found)
+    except httpx.TransportError:
+        return set()
 
 
 def waiting(url: str, place: Place) -> int:
