@@ -100,4 +100,6 @@ class MedicalImage:
         photometry = hashlib.sha256(repr((self.source_format, self.modality, presets)).encode()).digest()
         dtype = self.pixels.dtype.str.encode()[:8]
         header = struct.pack("<4q8s3d2dq32s", *shape, dtype, *spacing, *self.value_range, READER_VERSION, photometry)
-        return hashlib.sha256(header + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
+        whole = hashlib.sha256(header)
+        whole.update(np.ascontiguousarray(self.pixels).reshape(-1).view(np.uint8))  # not copied: a film may be large
+        return whole.hexdigest()

@@ -27,7 +27,8 @@ def read_png(data: bytes, limits: Limits) -> MedicalImage:
         raise FilmUnsupported("This is an animated PNG; send its pictures one by one.")
     depth, colour_type = data[24], data[25]
     notes = (TOO_SHALLOW,) if depth == 16 and colour_type != 0 else ()
-    return to_film(pixels_of(ImageOps.exif_transpose(picture)), "png", notes)
+    ImageOps.exif_transpose(picture, in_place=True)
+    return to_film(pixels_of(picture), "png", notes)
 
 
 def read_jpeg(data: bytes, limits: Limits) -> MedicalImage:
@@ -40,7 +41,8 @@ def read_jpeg(data: bytes, limits: Limits) -> MedicalImage:
     if stream.components not in (1, 3):
         raise FilmUnsupported("This JPEG file is in print colours (CMYK); save it as RGB or grey.")
     picture = open_picture(data, "JPEG", limits)
-    return to_film(pixels_of(ImageOps.exif_transpose(picture)), "jpeg")
+    ImageOps.exif_transpose(picture, in_place=True)
+    return to_film(pixels_of(picture), "jpeg")
 
 
 def open_picture(data: bytes, kind: str, limits: Limits) -> Image.Image:
@@ -59,7 +61,9 @@ def pixels_of(picture: Image.Image) -> npt.NDArray[np.generic]:
     """(H, W) uint8 or uint16, or (H, W, 3) uint8."""
     if picture.mode in DEEP_MODES:
         return _deep(np.asarray(picture))
-    if picture.mode in ("1", "L"):
+    if picture.mode == "L":
+        return np.asarray(picture)
+    if picture.mode == "1":
         return np.asarray(picture.convert("L"))
     if picture.mode == "LA":
         return np.asarray(picture.getchannel("L"))
