@@ -101,5 +101,5 @@ class MedicalImage:
         dtype = self.pixels.dtype.str.encode()[:8]
         header = struct.pack("<4q8s3d2dq32s", *shape, dtype, *spacing, *self.value_range, READER_VERSION, photometry)
         whole = hashlib.sha256(header)
-        whole.update(np.ascontiguousarray(self.pixels).reshape(-1).view(np.uint8))  # not copied: a film may be large
+        whole.update(np.ascontiguousarray(self.pixels).reshape(-1).view(np.uint8).data)  # not copied: a film may be large
         return whole.hexdigest()
