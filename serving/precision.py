@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from serving.packed import pack_linears
+
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
     from foundation.decoder import Decoder
@@ -31,6 +33,7 @@ def settle(backbone: Backbone, wanted: Precision) -> str:
     original = copy.deepcopy(backbone.image_tower)
     slow_s = _forward_s(backbone) if wanted == "auto" else float("inf")
     backbone.image_tower.to(torch.bfloat16)
+    pack_linears(backbone.image_tower)
     if wanted == "auto" and _forward_s(backbone) > WORTH * slow_s:
         backbone.image_tower = original
         return "float32"
