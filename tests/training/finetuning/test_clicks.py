@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from adapters.tasks.prompting import Prompt
-from training.finetuning.segmentation.clicks import CLICKS, box_around, click_through, first_click, next_click
+from training.finetuning.segmentation.clicks import CLICKS, click_through
+from training.finetuning.segmentation.reader import box_around, first_click, next_click
 
 
 def test_clicks_fall_where_the_answer_is_wrong() -> None:

@@ -17,7 +17,8 @@ from adapters.fake import FakeBackbone
 from adapters.files import read_adapter
 from adapters.lora import load_weights, remove_lora
 from adapters.store import AdapterStore
-from adapters.tasks.segmentation import SegmentationOutput, Segmenter, largest_parts
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.segmentation import SegmentationOutput, Segmenter
 from foundation.checkpoint import open_checkpoint
 from foundation.errors import AdapterRefused, InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
@@ -218,14 +219,14 @@ def test_every_trained_tensor_gets_a_gradient(manifest: Path, tmp_path: Path) ->
     from training.manifests.manifest import load_manifest
 
     base = backbone()
-    recipe = replace(SMALL, views=SegmentationViews(prompted=1.0, blanks=0.0))
+    recipe = replace(SMALL, views=SegmentationViews(blanks=0.0))
     job = FinetuneJob(recipe, load_manifest(manifest), base, "fake", tmp_path, tmp_path, is_quiet=True)
     films = {"train": load_films(job, "val"), "val": load_films(job, "val")}
     model = AdaptedSegmenter(base, recipe.lora, ("lungs", "effusion"), ("{}",))
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, std=0.01)  # at zero, A has no gradient yet
-    given = {"batch_size": 12, "patient_balance": 0.5, "prompted": 1.0, "blanks": 0.0, "seed": 0}
+    given = {"batch_size": 12, "patient_balance": 0.5, "blanks": 0.0, "seed": 0}
     trainee = SegmentationTrainee(films, base.contract, recipe.views.strength, **given)
     total = sum(trainee.loss(model, trainee.load(draws))[0] for draws in trainee.plan(0))
     total.backward()
@@ -238,7 +239,9 @@ def test_every_trained_tensor_gets_a_gradient(manifest: Path, tmp_path: Path) ->
 
 def test_what_is_unknown_counts_nowhere() -> None:
     torch.manual_seed(0)
-    output = SegmentationOutput(torch.randn(2, 2, 8, 8, requires_grad=True), torch.randn(2, 2, requires_grad=True))
+    output = SegmentationOutput(
+        torch.randn(2, 2, 8, 8, requires_grad=True), torch.randn(2, 2, requires_grad=True), torch.zeros(2, 1, 8, 8)
+    )
     target = (torch.rand(2, 2, 8, 8) > 0.5).float()
     known = torch.tensor([[True, False], [True, True]])
     loss, _ = segmentation_loss(output, target, known, dice_and_entropy())
