@@ -65,10 +65,8 @@ class Refiner(nn.Module):
         return logits.clamp(-6, 6) + change[:, 0]
 
 
-def near(point: Point | None, side: int) -> Grid:
-    """(side, side): a bell around the newest click, 1 inside and -1 outside at its middle; 0 without one."""
-    if point is None:
-        return np.zeros((side, side), np.float32)
+def near(point: Point, side: int) -> Grid:
+    """(side, side): a bell around the newest click, 1 at its middle where it is inside and -1 where it is outside."""
     return (1.0 if point.is_inside else -1.0) * _bell(point, side, NEAR)
 
 
@@ -131,11 +129,8 @@ def answer_marks(refiner: Refiner, words: Words, marks: Prompt, asked: Sequence[
 
 
 def correct(refiner: Refiner, x: Tensor, start: Grid, marks: Prompt) -> Grid:
-    """The start's logits after the boxes, then after every click in turn; only within the boxes, or `settle`d."""
+    """The start's logits after every click in turn. Boxes choose parts and are told to the refiner; they correct nothing."""
     now, side = start, start.shape[0]
-    if marks.boxes:
-        boxed = draw(Prompt(boxes=marks.boxes), side)
-        now = np.where(boxed[2] > 0, _refined(refiner, x, now, boxed, None), now)
     for count, click in enumerate(marks.points, start=1):
         hints = draw(Prompt(marks.points[:count], marks.boxes), side)
         now = settle(now, _refined(refiner, x, now, hints, click), click)
@@ -164,7 +159,7 @@ def meant(start: Grid, marks: Prompt, parts: int) -> Mask:
     return np.asarray(np.isin(numbers, list(chosen)))
 
 
-def _refined(refiner: Refiner, x: Tensor, logits: Grid, hints: Grid, newest: Point | None) -> Grid:
+def _refined(refiner: Refiner, x: Tensor, logits: Grid, hints: Grid, newest: Point) -> Grid:
     maps = [torch.from_numpy(each)[None].to(x.device) for each in (logits, hints, near(newest, logits.shape[0]))]
     return np.asarray(refiner(x[None].float(), *maps)[0].cpu().numpy(), np.float32)
 

@@ -60,13 +60,12 @@ def test_clicks_hold_whatever_the_refiner_says() -> None:
         assert (answer[int(last.row), int(last.column)] > 0) == last.is_inside
 
 
-def test_a_box_changes_nothing_outside_of_it() -> None:
-    start = logits((8, 30, 8, 30))
-    answer = correct(refiner(), X, start, Prompt(boxes=(Box(6, 6, 32, 32),)))
-    outside = np.ones((SIDE, SIDE), bool)
-    outside[6:32, 6:32] = False
-    assert np.array_equal(answer[outside], start[outside])
-    assert not np.array_equal(answer, start)
+def test_a_box_chooses_and_corrects_nothing() -> None:
+    start = logits((4, 14, 4, 14), (30, 40, 30, 40))
+    [answer] = answer_marks(refiner(), Words(X, start[None]), Prompt(boxes=(Box(29, 29, 41, 41),)), [0], 0)
+    assert answer is not None
+    assert np.array_equal(answer.logits > 0, logits((30, 40, 30, 40)) > 0)
+    assert not answer.is_pointed
 
 
 def test_marks_choose_parts() -> None:
@@ -107,4 +106,3 @@ def test_what_was_drawn_stays_when_a_click_adds_to_it() -> None:
 def test_the_newest_click_is_told_by_its_side() -> None:
     assert near(Point(10.5, 20.5), SIDE)[10, 20] == 1.0
     assert near(Point(10.5, 20.5, is_inside=False), SIDE)[10, 20] == -1.0
-    assert not near(None, SIDE).any()

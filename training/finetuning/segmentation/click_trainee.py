@@ -1,7 +1,7 @@
 """Training of the refiner, once the words are learnt: everything else is frozen, so that words alone answer as before.
 
     film --frozen--> x, words' logits --spoil--> start --click--> refiner --settle--> click --> refiner ...
-                                                   \\ or a box -->      loss              loss
+                                                            loss                            loss
 
 Each round's click falls where the answer of the round before is wrong, inside or outside, and each round's answer starts
 from that one, as when it is served (`adapters/tasks/refining.py`). The loss counts most around the newest click.
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.tasks.prompting import Point, Prompt, draw
+from adapters.tasks.prompting import Prompt, draw
 from adapters.tasks.refining import Grid, Words, answer_marks, near, settle
 from adapters.tasks.segmentation import SegmentationOutput
 from training.finetuning.segmentation.reader import Mask, first_click, next_click, random_box, random_click, spoil
@@ -31,7 +31,7 @@ from training.finetuning.segmentation.trainee import (
 )
 from training.finetuning.trunk_cache import to_pixels
 
-BOXED = 0.2  # share of what is asked with a box
+BOXED = 0.2  # share of what is clicked on within a box
 AT_CLICK = 8.0  # how much more a pixel counts at the newest click
 CHECKED = 3  # clicks in validation
 
@@ -45,7 +45,6 @@ class _Asked:
     now: Grid
     random: np.random.Generator
     marks: Prompt = field(default_factory=Prompt)
-    newest: Point | None = None
 
 
 class ClickTrainee:
@@ -82,18 +81,17 @@ class ClickTrainee:
         for one in asked:
             if is_first and one.random.random() < BOXED:
                 one.marks = Prompt(boxes=(random_box(one.truth, one.random),))
-            else:
-                one.newest = random_click(one.now > 0, one.truth, one.random, is_first=not one.marks.points)
-                one.marks = Prompt((*one.marks.points, one.newest), one.marks.boxes)
+            click = random_click(one.now > 0, one.truth, one.random, is_first=is_first)
+            one.marks = Prompt((*one.marks.points, click), one.marks.boxes)
         side = x.shape[-1]
         now, newest = (
             torch.from_numpy(np.stack(grids)).to(x.device)
-            for grids in ([one.now for one in asked], [near(one.newest, side) for one in asked])
+            for grids in ([one.now for one in asked], [near(one.marks.points[-1], side) for one in asked])
         )
         hints = torch.from_numpy(np.stack([draw(one.marks, side) for one in asked])).to(x.device)
         answer: Tensor = model({"x": x, "logits": now, "hints": hints, "newest": newest})
-        for one, drawn, hint in zip(asked, answer.detach().cpu().numpy(), hints.cpu().numpy(), strict=True):
-            one.now = settle(one.now, drawn, one.newest) if one.newest else np.where(hint[2] > 0, drawn, one.now)
+        for one, drawn in zip(asked, answer.detach().cpu().numpy(), strict=True):
+            one.now = settle(one.now, drawn, one.marks.points[-1])
         weights = 1.0 + AT_CLICK * newest.abs()
         entropy = F.binary_cross_entropy_with_logits(answer, target, weights)
         return dice_and_entropy()(answer[:, None], target[:, None]) + entropy
