@@ -1,6 +1,6 @@
-"""Points and boxes that say which part is meant, drawn as maps for the segmentation head. Numpy only.
+"""Points and boxes that say which part is meant, drawn as maps for the segmentation head's refiner. Numpy only.
 
-Prompt(points, boxes)  in the film's pixels  ->  hints (3, H, W) over the model's square:
+Prompt(points, boxes)  in the film's pixels  --on_grid-->  in a square's cells  --draw-->  hints (3, H, W):
     0  discs around points that lie inside what is meant
     1  discs around points that lie outside
     2  the boxes' areas
@@ -65,18 +65,30 @@ class Prompt:
             raise InvalidRequest("Mark at least one point inside what is meant, or a box.", param="points")
 
 
-def draw_prompt(prompt: Prompt, film: tuple[int, int], place: Placement, side: int) -> npt.NDArray[np.float32]:
-    """(3, side, side) hints over the model's square for marks in a film of `film` = (height, width) pixels."""
+def on_grid(prompt: Prompt, film: tuple[int, int], place: Placement, side: int) -> Prompt:
+    """Marks in a film of `film` = (height, width) pixels, in the cells of a (side, side) grid over the model's square.
+
+    Raises InvalidRequest where the film cannot hold them (`Prompt.check`).
+    """
     prompt.check(*film)
     scale = side / place.size
     top, left = scale * place.top, scale * place.left
     down, right = scale * place.height / film[0], scale * place.width / film[1]
+    points = tuple(Point(top + p.row * down, left + p.column * right, p.is_inside) for p in prompt.points)
+    boxes = tuple(
+        Box(top + box.top * down, left + box.left * right, top + box.bottom * down, left + box.right * right)
+        for box in prompt.boxes
+    )
+    return Prompt(points, boxes)
+
+
+def draw(marks: Prompt, side: int) -> npt.NDArray[np.float32]:
+    """(3, side, side) hints for marks that are in the grid's cells."""
     hints = np.zeros((CHANNELS, side, side), np.float32)
-    for point in prompt.points:
-        draw_disc(hints[0 if point.is_inside else 1], top + point.row * down, left + point.column * right)
-    for box in prompt.boxes:
-        rows = _cells(top + box.top * down, top + box.bottom * down, side)
-        hints[2, rows, _cells(left + box.left * right, left + box.right * right, side)] = 1.0
+    for point in marks.points:
+        draw_disc(hints[0 if point.is_inside else 1], point.row, point.column)
+    for box in marks.boxes:
+        hints[2, _cells(box.top, box.bottom, side), _cells(box.left, box.right, side)] = 1.0
     return hints
 
 

@@ -7,15 +7,15 @@
     presence_k  = is there any of it?    below its threshold the mask is emptied
 
 A class starts from the words of its name and goes on learning; a phrase in free words takes its place by its text
-embedding (`Segmenter.ask`). Points and boxes (`prompting.py`) enter as hints: they are added at every resolution, and
-what x holds under them joins the queries. Without hints all of that is exactly zero, and the whole of each class is meant.
+embedding (`Segmenter.ask`). Points and boxes (`prompting.py`) come after: they choose among the parts that were drawn and
+correct them one by one (`refining.py`). Without marks the whole of each class is meant.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from adapters.card import AdapterCard
 from adapters.tasks.classification import EncodesText, mean_text
 from adapters.tasks.heads import bind_head, head_options, standardised
-from adapters.tasks.prompting import CHANNELS, Prompt, draw_prompt
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.prompting import Prompt, on_grid
+from adapters.tasks.refining import Refiner, Words, answer_marks
 from adapters.tasks.rle import to_rle
 from foundation.errors import AdapterRefused, InvalidRequest
 from foundation.preprocess import InputContract, placement, to_film
@@ -47,14 +49,15 @@ class HasLevels(Protocol):
 
 @dataclass(frozen=True)
 class SegmentationOutput:
-    """masks (B, K, S/2, S/2) and presence (B, K), both raw logits."""
+    """masks (B, K, S/2, S/2) and presence (B, K), both raw logits; x (B, C, S/2, S/2), what the masks are read from."""
 
     masks: Tensor
     presence: Tensor
+    x: Tensor
 
 
 class SegmentationHead(nn.Module):
-    """Levels, film and hints to K mask logits and K presence logits."""
+    """Levels and film to K mask logits and K presence logits; `refiner` corrects them by marks."""
 
     def __init__(self, labels: int, embed_dim: int, level_widths: Sequence[int]) -> None:
         super().__init__()
@@ -66,43 +69,29 @@ class SegmentationHead(nn.Module):
         self.fine = _convolution(16, FINE_WIDTH, stride=2)
         self.join_fine = _convolution(C + FINE_WIDTH, C_fine)
         self.join_shallow = _convolution(C_fine + 16, C_fine)
-        self.hint = nn.Conv2d(CHANNELS, C, 1, bias=False)
-        self.hint_fine = nn.Conv2d(CHANNELS, C_fine, 1, bias=False)
-        self.pointed = nn.Linear(CHANNELS * C_fine, C_fine, bias=False)
         self.query = nn.Linear(embed_dim, C_fine)
         self.bias = nn.Linear(embed_dim, 1)
         self.presence_query = nn.Linear(embed_dim, C)
-        self.presence_pointed = nn.Linear(CHANNELS * C_fine, C, bias=False)
         self.presence_scale = nn.Parameter(torch.ones(2))
         self.presence_bias = nn.Linear(embed_dim, 1)
+        self.refiner = Refiner(C_fine)
 
-    def forward(
-        self, features: HasLevels, pixels: Tensor, hints: Tensor | None = None, phrases: Tensor | None = None
-    ) -> SegmentationOutput:
-        """pixels (B, 3, S, S), normalised; hints (B, 3, S/2, S/2) or None.
-
-        phrases: text embeddings (Q, E) asked for in the place of the K classes.
-        """
+    def forward(self, features: HasLevels, pixels: Tensor, phrases: Tensor | None = None) -> SegmentationOutput:
+        """pixels (B, 3, S, S), normalised. phrases: text embeddings (Q, E) asked for in the place of the K classes."""
         shallow = self.shallow(pixels.float())  # (B, 16, S/2, S/2)
         fine = self.fine(shallow)  # (B, C_fine, S/4, S/4)
-        coarse, x = self._descend(features.levels, hints)
+        coarse, x = self._descend(features.levels)
         x = self.join_fine(torch.cat([_resize(x, fine), fine], dim=1))
         x = self.join_shallow(torch.cat([_resize(x, shallow), shallow], dim=1))
-        if hints is not None:
-            x = x + self.hint_fine(hints)
         text = self.text if phrases is None else phrases.float()
         text = F.layer_norm(text, text.shape[-1:])  # (K, E)
         query = self.query(text).expand(x.shape[0], -1, -1)  # (B, K, C_fine)
         sought = self.presence_query(text).expand(x.shape[0], -1, -1)
-        if hints is not None:
-            under = _under(x, hints)
-            query = query + self.pointed(under)[:, None]
-            sought = sought + self.presence_pointed(under)[:, None]
         masks = torch.einsum("bkc,bchw->bkhw", query, x) + self.bias(text).view(1, -1, 1, 1)
         best = F.avg_pool2d(masks, max(1, masks.shape[-1] // 12)).amax(dim=(2, 3))
         seen = torch.einsum("bkc,bc->bk", sought, coarse.mean(dim=(2, 3)))
         usual = self.presence_bias(text).view(1, -1)
-        return SegmentationOutput(masks, self.presence_scale[0] * best + self.presence_scale[1] * seen + usual)
+        return SegmentationOutput(masks, self.presence_scale[0] * best + self.presence_scale[1] * seen + usual, x)
 
     @torch.no_grad()
     def start_from_text(self, backbone: EncodesText, labels: Sequence[str], templates: Sequence[str]) -> None:
@@ -113,15 +102,13 @@ class SegmentationHead(nn.Module):
         rows = [mean_text(backbone, [template.format(label) for template in templates]) for label in labels]
         self.text.copy_(torch.stack(rows))
 
-    def _descend(self, levels: Sequence[Tensor], hints: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _descend(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The coarsest map after mixing, for what needs the whole picture, and the finest (B, C, h, w)."""
         coarse = x = None
         for level, lateral, mix in reversed(list(zip(levels, self.laterals, self.mixes, strict=True))):
             own = lateral(standardised(level))
             if x is not None:
                 own = own + _resize(x, own)
-            if hints is not None:
-                own = own + self.hint(F.adaptive_max_pool2d(hints, own.shape[-2:]))
             x = own + mix(own)
             coarse = x if coarse is None else coarse
         if x is None or coarse is None:
@@ -205,11 +192,19 @@ class Segmenter:
         films: Sequence[tuple[int, int]],
         contract: InputContract,
         prompts: Sequence[Prompt | None] | None = None,
+        asked: Sequence[str] = (),
     ) -> list[SegmentationResult]:
-        """One result per row. films: each film's (height, width); pixels (B, 3, S, S) as the backbone saw them."""
-        hints = None if prompts is None else self._hints(prompts, films, contract).to(pixels.device)
-        output = self.head(features, pixels, hints)
-        return [self.result(*each, film, contract) for each, film in zip(_chances(output), films, strict=True)]
+        """One result per row. films: each film's (height, width); pixels (B, 3, S, S) as the backbone saw them.
+
+        asked: the classes and unions that marks can speak of; all classes where it is empty. A class that no inside mark
+        speaks of is empty in the answer to a prompt.
+        """
+        output = self.head(features, pixels)
+        results = [self.result(*each, film, contract) for each, film in zip(_chances(output), films, strict=True)]
+        for row, prompt in enumerate(prompts or ()):
+            if prompt is not None and (prompt.points or prompt.boxes):
+                results[row] = self._marked(output, row, results[row], prompt, films[row], contract, asked)
+        return results
 
     @torch.no_grad()
     def ask(
@@ -222,7 +217,7 @@ class Segmenter:
     ) -> list[SegmentationResult]:
         """What free words mean, in the place of the classes. phrases: each with the backbone's text embedding (E,)."""
         labels = tuple(phrases)
-        output = self.head(features, pixels, None, torch.stack([phrases[label] for label in labels]).to(pixels.device))
+        output = self.head(features, pixels, torch.stack([phrases[label] for label in labels]).to(pixels.device))
         halves = np.full(len(labels), 0.5)
         return [
             SegmentationResult(labels, _drawn(chances, presence, halves, film, contract, 0), presence, halves)
@@ -241,13 +236,34 @@ class Segmenter:
         masks = _drawn(chances, presence, thresholds, film, contract, self.parts)
         return SegmentationResult(self.card.labels, masks, presence, thresholds, self.unions)
 
-    def _hints(self, prompts: Sequence[Prompt | None], films: Sequence[tuple[int, int]], contract: InputContract) -> Tensor:
-        side = (contract.size + 1) // 2
-        drawn = [
-            draw_prompt(prompt or Prompt(), film, placement(*film, contract), side)
-            for prompt, film in zip(prompts, films, strict=True)
-        ]
-        return torch.from_numpy(np.stack(drawn))
+    def _marked(
+        self,
+        output: SegmentationOutput,
+        row: int,
+        words: SegmentationResult,
+        prompt: Prompt,
+        film: tuple[int, int],
+        contract: InputContract,
+        asked: Sequence[str],
+    ) -> SegmentationResult:
+        """The answer to marks. A class that a point speaks of is there, since a person says so."""
+        names = {part for label in asked or self.card.labels for part in self.unions.get(label, (label,))}
+        classes = [k for k, label in enumerate(self.card.labels) if label in names]
+        looked = Words(output.x[row], output.masks[row].float().cpu().numpy())
+        marks = on_grid(prompt, film, placement(*film, contract), output.masks.shape[-1])
+        answers = answer_marks(self.head.refiner, looked, marks, classes, self.parts)
+        masks, presence = np.zeros_like(words.masks), np.zeros_like(words.presence)
+        for k, answer in enumerate(answers):
+            if answer is None:
+                continue
+            presence[k] = 1.0 if answer.is_pointed else words.presence[k]
+            if presence[k] < words.thresholds[k]:
+                continue
+            chances = torch.from_numpy(answer.logits).sigmoid().numpy()
+            masks[k] = to_film(chances, *film, contract) >= 0.5
+            for point in (prompt.points[place] for place in answer.points):  # exact, where a cell is larger than a pixel
+                masks[k, int(point.row), int(point.column)] = point.is_inside
+        return replace(words, masks=masks, presence=presence)
 
 
 def _chances(output: SegmentationOutput) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
@@ -269,17 +285,6 @@ def _drawn(
     return masks
 
 
-def largest_parts(mask: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
-    """The `count` largest connected parts of a mask of any dimension; all of it where count is 0."""
-    from scipy.ndimage import label
-
-    parts, found = label(mask)
-    if not count or found <= count:
-        return mask
-    sizes = np.bincount(parts.ravel())[1:]
-    return np.asarray(np.isin(parts, 1 + np.argsort(-sizes, kind="stable")[:count]))
-
-
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.GELU())
 
@@ -288,10 +293,3 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _under(x: Tensor, hints: Tensor) -> Tensor:
-    """(B, 3 C): the mean of x under each kind of hint, zero where there is none."""
-    weights = hints.flatten(2)  # (B, 3, H W)
-    means = torch.einsum("bpn,bcn->bpc", weights, x.flatten(2)) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
-    return means.flatten(1)

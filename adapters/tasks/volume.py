@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.tasks.segmentation import HasLevels, Segmenter, largest_parts
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.segmentation import HasLevels, Segmenter
 from foundation.errors import InvalidRequest
 from foundation.image import MedicalImage, Window
 from foundation.preprocess import InputContract, fit_window, normalise, render, to_8bit, to_film

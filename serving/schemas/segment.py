@@ -60,8 +60,9 @@ class SegmentBody(ImageBody):
 
     A label that is none of its classes is read as free words, and sought by what they mean; that is not calibrated.
 
-    `points` and `boxes` hold for films that have none of their own. With `Accept: application/dicom` or
-    `application/x-nifti` one film is answered by a file instead of JSON.
+    `points` and `boxes` hold for films that have none of their own. They choose among the parts that the labels draw, and
+    correct them, one point after another in their order: ask for one label to correct that one alone. With
+    `Accept: application/dicom` or `application/x-nifti` one film is answered by a file instead of JSON.
     """
 
     images: SegmentFilms = Field(  # type: ignore[assignment]  # pydantic reads the narrower type

@@ -67,7 +67,7 @@ class Segment:
         looked = (seen.features[0], self.tools.pixels(self.film), [self.film.extent], self.tools.backbone.contract)
         found: dict[str, SegmentationResult] = {}
         if len(self.words) < len(self.labels):
-            (result,) = self.segmenter(*looked, prompts)
+            (result,) = self.segmenter(*looked, prompts, [label for label in self.labels if label not in self.words])
             found |= dict.fromkeys(self.labels, result)
         if self.words:
             (result,) = self.segmenter.ask(*looked, dict(zip(self.words, seen.texts, strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adapters.tasks.prompting import Box, Point, Prompt, draw_prompt
+from adapters.tasks.prompting import Box, Point, Prompt, draw, on_grid
 from foundation.errors import InvalidRequest
 from foundation.preprocess import RESIZE_MODES, InputContract, fit_mask, placement
 
@@ -19,7 +19,7 @@ def test_marks_lie_where_a_mask_of_the_same_pixels_lies(mode: str, film: tuple[i
     mask = np.zeros(film, bool)
     mask[round(box.top) : round(box.bottom), round(box.left) : round(box.right)] = True
     prompt = Prompt((Point(height / 2, width * 0.55), Point(height * 0.3, width * 0.5, is_inside=False)), (box,))
-    hints = draw_prompt(prompt, film, placement(height, width, contract), 32)
+    hints = draw(on_grid(prompt, film, placement(height, width, contract), 32), 32)
     half = fit_mask(mask, contract).reshape(32, 2, 32, 2).mean(axis=(1, 3)) / 255
     assert np.abs(hints[2] - half).mean() < 0.02
     assert half[hints[0] > 0].min() > 0.9  # the point lies inside the box

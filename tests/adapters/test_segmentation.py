@@ -45,24 +45,14 @@ def make_card(**changes: object) -> AdapterCard:
 
 
 def test_every_tensor_learns() -> None:
-    head, hints = make_head(), torch.zeros(2, 3, 16, 16)
-    hints[:, :, 4:8, 4:8] = 1.0
-    output = head(features(), torch.randn(2, 3, 32, 32), hints)
-    (output.masks.square().mean() + output.presence.square().mean()).backward()
+    head = make_head()
+    output = head(features(), torch.randn(2, 3, 32, 32))
+    hints, newest = torch.zeros(2, 3, 16, 16), torch.zeros(2, 16, 16)
+    hints[:, :, 4:8, 4:8] = newest[:, 4:8, 4:8] = 1.0
+    refined = head.refiner(output.x, output.masks[:, 0], hints, newest)
+    (output.masks.square().mean() + output.presence.square().mean() + refined.square().mean()).backward()
     still = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not still
-
-
-def test_empty_hints_change_nothing_and_marks_do() -> None:
-    head, pixels, hints = make_head().eval(), torch.randn(2, 3, 32, 32), torch.zeros(2, 3, 16, 16)
-    with torch.inference_mode():
-        plain, empty = head(features(), pixels), head(features(), pixels, hints)
-        hints[0, 0, 3:5, 3:5] = 1.0
-        marked = head(features(), pixels, hints)
-    assert torch.equal(plain.masks, empty.masks)
-    assert torch.equal(plain.presence, empty.presence)
-    assert not torch.allclose(marked.masks[0], plain.masks[0])
-    torch.testing.assert_close(marked.masks[1], plain.masks[1])  # the other film carries no mark
 
 
 def test_classes_start_from_their_names() -> None:
@@ -108,6 +98,29 @@ def test_rows_of_a_batch_are_answered_as_alone() -> None:
         [alone] = segmenter(part, pixels[row : row + 1], films[row : row + 1], CONTRACT, prompts[row : row + 1])
         assert np.array_equal(alone.masks, together[row].masks)
         np.testing.assert_allclose(alone.presence, together[row].presence, atol=1e-5)
+
+
+def test_only_the_clicked_class_answers_and_the_clicked_pixel_holds() -> None:
+    segmenter, pixels = Segmenter.open(make_card(), make_head().state_dict()), torch.randn(1, 3, 32, 32)
+    seen = SimpleNamespace(levels=tuple(level[:1] for level in features().levels))
+    for row, column in ((3.0, 60.0), (40.0, 7.5), (79.0, 0.0)):
+        points = (Point(20, 40), Point(row, column), Point(60, 30, is_inside=False))
+        [result] = segmenter(seen, pixels, [(80, 80)], CONTRACT, [Prompt(points)], ["heart"])
+        mask = result.mask("heart")
+        assert mask[20, 40]
+        assert mask[int(row), int(column)]
+        assert not mask[60, 30]
+        assert result.presence[1] == 1.0
+        assert (result.presence[0], result.mask("lungs").any()) == (0.0, False)
+
+
+def test_no_marks_are_as_no_prompt() -> None:
+    segmenter, pixels, films = Segmenter.open(make_card(), make_head().state_dict()), torch.randn(2, 3, 32, 32), [(40, 40)] * 2
+    plain = segmenter(features(), pixels, films, CONTRACT)
+    marked = segmenter(features(), pixels, films, CONTRACT, [Prompt(), Prompt((Point(3, 3),))])
+    assert np.array_equal(plain[0].masks, marked[0].masks)
+    assert np.array_equal(plain[0].presence, marked[0].presence)
+    assert not np.array_equal(plain[1].presence, marked[1].presence)
 
 
 def test_heads_that_do_not_bind_are_refused() -> None:

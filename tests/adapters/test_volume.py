@@ -29,7 +29,7 @@ class Bright(SegmentationHead):
 
     def forward(self, features: object, pixels: torch.Tensor, *_: object) -> SegmentationOutput:
         masks = torch.nn.functional.avg_pool2d(20 * pixels[:, [1, 0]], 2)
-        return SegmentationOutput(masks, torch.where(masks.amax(dim=(2, 3)) > 0, 9.0, -9.0))
+        return SegmentationOutput(masks, torch.where(masks.amax(dim=(2, 3)) > 0, 9.0, -9.0), masks)
 
 
 def segmenter(context: int = 1, parts: int = 0) -> Segmenter:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from adapters.tasks.prompting import Prompt
-from training.finetuning.segmentation.clicks import CLICKS, box_around, click_through, first_click, next_click
+from training.finetuning.segmentation.clicks import CLICKS, click_through
+from training.finetuning.segmentation.reader import (
+    box_around,
+    first_click,
+    next_click,
+    random_box,
+    random_click,
+    spoil,
+)
 
 
 def test_clicks_fall_where_the_answer_is_wrong() -> None:
@@ -71,3 +79,42 @@ def test_a_box_lies_close_around_the_mask() -> None:
     mask[5:9, 12:33] = True
     box = box_around(mask)
     assert (box.top, box.left, box.bottom, box.right) == (5, 12, 9, 33)
+
+
+def test_random_clicks_fall_in_what_is_wrong_and_say_so() -> None:
+    truth, found, sides = np.zeros((40, 40), bool), np.zeros((40, 40), bool), set()
+    truth[5:20, 5:20], found[10:30, 5:25] = True, True
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        first, later = (random_click(found, truth, random, is_first=is_first) for is_first in (True, False))
+        assert first.is_inside
+        for point in (first, later):
+            cell = int(point.row), int(point.column)
+            assert truth[cell] == point.is_inside
+            assert found[cell] != point.is_inside
+        sides.add(later.is_inside)
+        exact = random_click(truth, truth, random, is_first=False)
+        assert exact.is_inside
+        assert truth[int(exact.row), int(exact.column)]
+    assert sides == {True, False}
+
+
+def test_random_boxes_lie_about_the_mask_within_the_grid() -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[0:20, 10:40] = True
+    for seed in range(20):
+        box = random_box(mask, np.random.default_rng(seed))
+        assert box.top == 0 or box.top <= 1.6
+        assert 18.4 <= box.bottom <= 21.6
+        assert 7.6 <= box.left <= 12.4
+        assert 37.6 <= box.right <= 40
+
+
+def test_spoilt_starts_err_here_and_there_and_some_hold_nothing() -> None:
+    logits = np.full((40, 40), -3.0, np.float32)
+    logits[10:30, 10:30] = 3.0
+    wrong = [float(((spoil(logits, np.random.default_rng(seed)) > 0) != (logits > 0)).mean()) for seed in range(80)]
+    assert min(wrong) == 0.0
+    assert 0.25 in wrong  # emptied
+    assert sum(0.01 < share < 0.24 for share in wrong) > 15
+    assert np.array_equal(spoil(logits, np.random.default_rng(5)), spoil(logits, np.random.default_rng(5)))

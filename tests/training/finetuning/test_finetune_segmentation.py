@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from adapters.fake import FakeBackbone
 from adapters.files import read_adapter
 from adapters.lora import load_weights, remove_lora
 from adapters.store import AdapterStore
-from adapters.tasks.segmentation import SegmentationOutput, Segmenter, largest_parts
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.segmentation import SegmentationOutput, Segmenter
 from foundation.checkpoint import open_checkpoint
 from foundation.errors import AdapterRefused, InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
@@ -25,15 +27,18 @@ from foundation.readers import read_film
 from foundation.tiny import make_tiny_checkpoint
 from training.evaluating.evaluate import Options, evaluate
 from training.finetuning.finetune import finetune
-from training.finetuning.job import FinetuneResult
+from training.finetuning.job import FinetuneJob, FinetuneResult
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
 from training.finetuning.segmentation import unet
 from training.finetuning.segmentation.clicks import TITLES
 from training.finetuning.segmentation.finetune import (
+    ClickRecipe,
     MaskDataRecipe,
     SegmentationHeadRecipe,
     SegmentationRecipe,
     SegmentationViews,
+    learn_clicks,
+    load_films,
 )
 from training.finetuning.segmentation.masks import MaskRecipe, class_names, read_masked
 from training.finetuning.segmentation.phrases import Phrase
@@ -56,10 +61,11 @@ SMALL = SegmentationRecipe(
     data=MaskDataRecipe(masks=(LUNGS, EFFUSION), film_height_mm=400.0, unions={"chest": ("lungs", "effusion")}),
     head=SegmentationHeadRecipe(phrases=(Phrase(("lungs", "both lungs", "the lungs", "lung fields"), ("lungs",)), ELSEWHERE)),
     views=SegmentationViews(spoken=0.15),
+    clicks=ClickRecipe(epochs=3),
     lora=LoraRecipe(rank=4, alpha=8.0),
     training=PaceRecipe(epochs=16, batch_size=8, lora_rate=2e-3, head_rate=6e-3, patience=16),
 )
-ONE_EPOCH = replace(SMALL, training=replace(SMALL.training, epochs=1))
+ONE_EPOCH = replace(SMALL, clicks=ClickRecipe(epochs=0), training=replace(SMALL.training, epochs=1))
 
 
 class Patched(FakeBackbone):
@@ -166,7 +172,10 @@ def test_dice_over_clicks(made: FinetuneResult, manifest: Path, tmp_path: Path) 
     for title in TITLES[1:]:
         gain = report.find("gain over 0 clicks", title).value
         assert gain == pytest.approx(values[title] - values["0 clicks"], abs=1e-5)
-    assert 0 < report.find("dice, clicked anew", "1 click").value <= 1
+    for name in ("dice", "dice, clicked anew"):
+        curve = [values["0 clicks"], *(report.find(name, title, by="phantom-lungs").value for title in TITLES[1:-1])]
+        assert all(later > earlier - 0.01 for earlier, later in pairwise(curve)), (name, curve)  # a click never costs
+    assert values[TITLES[-2]] > values["0 clicks"] + 0.01
     assert "| 0 clicks |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "clicks.png").read_bytes().startswith(b"\x89PNG")
 
@@ -213,19 +222,15 @@ def test_another_checkpoint(layout: str, manifest: Path, tmp_path: Path) -> None
 
 
 def test_every_trained_tensor_gets_a_gradient(manifest: Path, tmp_path: Path) -> None:
-    from training.finetuning.job import FinetuneJob
-    from training.finetuning.segmentation.finetune import load_films
-    from training.manifests.manifest import load_manifest
-
     base = backbone()
-    recipe = replace(SMALL, views=SegmentationViews(prompted=1.0, blanks=0.0))
+    recipe = replace(SMALL, views=SegmentationViews(blanks=0.0))
     job = FinetuneJob(recipe, load_manifest(manifest), base, "fake", tmp_path, tmp_path, is_quiet=True)
     films = {"train": load_films(job, "val"), "val": load_films(job, "val")}
     model = AdaptedSegmenter(base, recipe.lora, ("lungs", "effusion"), ("{}",))
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, std=0.01)  # at zero, A has no gradient yet
-    given = {"batch_size": 12, "patient_balance": 0.5, "prompted": 1.0, "blanks": 0.0, "seed": 0}
+    given = {"batch_size": 12, "patient_balance": 0.5, "blanks": 0.0, "seed": 0}
     trainee = SegmentationTrainee(films, base.contract, recipe.views.strength, **given)
     total = sum(trainee.loss(model, trainee.load(draws))[0] for draws in trainee.plan(0))
     total.backward()
@@ -236,9 +241,29 @@ def test_every_trained_tensor_gets_a_gradient(manifest: Path, tmp_path: Path) ->
     remove_lora(base.image_tower)
 
 
+def test_learning_clicks_leaves_the_words_alone(manifest: Path, tmp_path: Path) -> None:
+    base = backbone()
+    recipe = replace(SMALL, clicks=ClickRecipe(epochs=1, rounds=2))
+    job = FinetuneJob(recipe, load_manifest(manifest), base, "fake", tmp_path, tmp_path, is_quiet=True, cpu=True)
+    films = {"train": load_films(job, "val"), "val": load_films(job, "val")}
+    model = AdaptedSegmenter(base, recipe.lora, ("lungs", "effusion"), ("{}",))
+    given = {"batch_size": 6, "patient_balance": 0.5, "blanks": 0.0, "seed": 0}
+    trainee = SegmentationTrainee(films, base.contract, recipe.views.strength, **given)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = learn_clicks(job, trainee, model)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.startswith("head.refiner.")}
+    assert report is not None
+    assert {"dice", "words", "dice_1", "dice_2", "dice_3"} <= set(report.history[-1])
+    assert learn_clicks(replace(job, recipe=replace(recipe, clicks=ClickRecipe(epochs=0))), trainee, model) is None
+    remove_lora(base.image_tower)
+
+
 def test_what_is_unknown_counts_nowhere() -> None:
     torch.manual_seed(0)
-    output = SegmentationOutput(torch.randn(2, 2, 8, 8, requires_grad=True), torch.randn(2, 2, requires_grad=True))
+    output = SegmentationOutput(
+        torch.randn(2, 2, 8, 8, requires_grad=True), torch.randn(2, 2, requires_grad=True), torch.zeros(2, 1, 8, 8)
+    )
     target = (torch.rand(2, 2, 8, 8) > 0.5).float()
     known = torch.tensor([[True, False], [True, True]])
     loss, _ = segmentation_loss(output, target, known, dice_and_entropy())

@@ -26,7 +26,7 @@ RECIPE = SegmentationRecipe(
     "balls",
     data=MaskDataRecipe(masks=MASKS, context=1),
     lora=LoraRecipe(rank=2, alpha=4.0),
-    views=SegmentationViews(prompted=0.0, blanks=0.0),
+    views=SegmentationViews(blanks=0.0),
     training=PaceRecipe(epochs=4, batch_size=8, lora_rate=2e-3, head_rate=1e-2, patience=4),
 )
 

@@ -1,13 +1,12 @@
-"""Section on marks: Dice over the clicks of a simulated reader, who knows the mask and clicks where the answer is wrong.
+"""Section on marks: Dice over the clicks of a simulated reader (`reader.py`) on the answer to a class's name.
 
     0 clicks   the answer to the classes' names alone
     1 click    mending: in the middle of the largest region that this answer missed; anew: in the middle of the aim
     2 ...      in the middle of the region most in error: inside where it is missing, outside where it is too much
     a box      around the aim, in the place of clicks
 
-The aim is the largest connected part of a class's mask, since a click means the part it lies in (`prompted.py`). The middle of
-a region is its point furthest from its border, as in the protocol of interactive segmentation (Xu 2016; Sofiiuk 2022). An
-answer to clicks knows nothing of the answer before it: one that mends badly shows that it takes the click for the whole.
+The aim is the largest connected part of a class's mask, since a click means the part it lies in. The class is asked by name
+together with the marks; each answer is made from all clicks so far.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adapters.tasks.prompting import Box, Point, Prompt
-from adapters.tasks.segmentation import largest_parts
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.prompting import Point, Prompt
 from training.finetuning.segmentation.asked import Segmentation, size_of
 from training.finetuning.segmentation.masks import Mask
+from training.finetuning.segmentation.reader import box_around, first_click, next_click
 from training.finetuning.segmentation.trainee import overlap
 from training.manifests.manifest import Row
 from training.measuring.metrics import Estimate, PatientBootstrap, Statistic, difference, weighted_mean
@@ -95,7 +95,7 @@ def _marked(asked: Segmentation, row: Row) -> list[Marked]:
         if aim.any():
 
             def answer(prompt: Prompt, label: str = label) -> Mask:
-                [result] = asked.segmenter(*seen, size, contract, [prompt])
+                [result] = asked.segmenter(*seen, size, contract, [prompt], [label])
                 return result.mask(label)
 
             words = by_words.mask(label)
@@ -115,33 +115,3 @@ def click_through(first: Point, aim: Mask, answer: Answer) -> tuple[float, ...]:
         dice.append(float(overlap(found, aim)))
         points = (*points, next_click(found, aim))
     return tuple(dice)
-
-
-def first_click(found: Mask, truth: Mask) -> Point:
-    """The middle of the largest part that is missing; of the truth where nothing is."""
-    missing = largest_parts(truth & ~found, 1)
-    return _middle(missing if missing.any() else truth, is_inside=True)
-
-
-def next_click(found: Mask, truth: Mask) -> Point:
-    """The middle of the largest part that is wrong: inside where it is missing, outside where it is too much.
-
-    On an empty answer it is the middle of the truth. An exact answer is clicked there again.
-    """
-    missing, surplus = largest_parts(truth & ~found, 1), largest_parts(found & ~truth, 1)
-    if surplus.sum() > missing.sum():
-        return _middle(surplus, is_inside=False)
-    return _middle(missing if missing.any() else truth, is_inside=True)
-
-
-def box_around(mask: Mask) -> Box:
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return Box(float(rows[0]), float(columns[0]), float(rows[-1] + 1), float(columns[-1] + 1))
-
-
-def _middle(region: Mask, is_inside: bool) -> Point:
-    from scipy.ndimage import distance_transform_edt
-
-    depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Point(float(row) + 0.5, float(column) + 0.5, is_inside)

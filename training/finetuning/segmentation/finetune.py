@@ -26,6 +26,7 @@ from training.finetuning.adapted_tower import level_widths
 from training.finetuning.job import FinetuneJob, FinetuneResult
 from training.finetuning.recipe import PaceRecipe, RowsRecipe, TaskRecipe
 from training.finetuning.report import write_report
+from training.finetuning.segmentation.click_trainee import ClickTrainee
 from training.finetuning.segmentation.masks import (
     Mask,
     MaskedFilms,
@@ -53,6 +54,7 @@ from training.finetuning.segmentation.scores import (
 )
 from training.finetuning.segmentation.trainee import AdaptedSegmenter, SegmentationTrainee
 from training.finetuning.trunk_cache import film_cache
+from training.loop import Loop, LoopReport, ParameterGroup
 from training.manifests.manifest import Manifest
 from training.measuring.metrics import Statistic
 
@@ -77,14 +79,26 @@ class MaskDataRecipe(RowsRecipe):
 
 @dataclass(frozen=True)
 class SegmentationViews:
-    """prompted: share of films shown with a point or a box; blanks: share replaced by a picture that holds nothing;
-    spoken: share of batches asked in the words of head.phrases.
+    """blanks: share of films replaced by a picture that holds nothing; spoken: share of batches asked in the words of
+    head.phrases.
     """
 
     strength: AugmentStrength = field(default_factory=lambda: _MOVED)
-    prompted: float = 0.3
     blanks: float = 0.04
     spoken: float = 0.3
+
+
+@dataclass(frozen=True)
+class ClickRecipe:
+    """How clicks and boxes are learnt, after the words: `rounds` of them on each film. epochs 0: not at all."""
+
+    epochs: int = 8
+    rounds: int = 3
+    rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.rounds < 1:
+            raise InvalidRequest("clicks.epochs must be 0 or more, and clicks.rounds 1 or more.", param="clicks")
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ class SegmentationRecipe(TaskRecipe):
     data: MaskDataRecipe = field(default_factory=MaskDataRecipe)
     head: SegmentationHeadRecipe = field(default_factory=SegmentationHeadRecipe)
     views: SegmentationViews = field(default_factory=SegmentationViews)
+    clicks: ClickRecipe = field(default_factory=ClickRecipe)
     training: PaceRecipe = field(default_factory=lambda: PaceRecipe(batch_size=8, head_rate=2e-3))
 
     def __post_init__(self) -> None:
@@ -114,7 +129,7 @@ class SegmentationRecipe(TaskRecipe):
         odd = sorted({part for parts in self.data.unions.values() for part in parts} - set(class_names(self.data.masks)))
         if odd:
             raise InvalidRequest(f"data.unions name classes that data.masks do not hold: {', '.join(odd)}.", param="unions")
-        for name in ("prompted", "blanks", "spoken"):
+        for name in ("blanks", "spoken"):
             if not 0.0 <= getattr(self.views, name) <= 1.0:
                 raise InvalidRequest(f"views.{name} must lie from 0 to 1.", param=name)
 
@@ -141,7 +156,6 @@ def train_segmentation(job: Job) -> FinetuneResult:
         recipe.views.strength,
         batch_size=recipe.training.batch_size,
         patient_balance=recipe.data.patient_balance,
-        prompted=recipe.views.prompted,
         blanks=recipe.views.blanks,
         seed=recipe.seed,
         phrases=SpokenPhrases(backbone, recipe.head.phrases, labels) if recipe.head.phrases else None,
@@ -165,6 +179,7 @@ def train_segmentation(job: Job) -> FinetuneResult:
     )
     try:
         report = job.train(trainee, model, model.groups(recipe.training), job.loop_config("dice"))
+        learn_clicks(job, trainee, model)
         job.settle(model.learnt())
         scored = {split: _score(job, trainee, model, films[split], card) for split in ("val", "test") if split in films}
         lora, head = model.weights(), {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
@@ -177,6 +192,19 @@ def train_segmentation(job: Job) -> FinetuneResult:
     write_report(job.out, card, report, {split: len(each.rows) for split, each in films.items()})
     scores: dict[str, float] = {split: each.mean_dice() for split, each in scored.items()}
     return FinetuneResult(job.out / recipe.name, card, report, scores, "dice")
+
+
+def learn_clicks(job: Job, films: SegmentationTrainee, model: AdaptedSegmenter) -> LoopReport | None:
+    """Train the refiner in OUT/clicks, the rest of the model frozen; the best by Dice over clicks on `val` stays in it."""
+    recipe = job.recipe.clicks
+    if not recipe.epochs:
+        return None
+    model.requires_grad_(False)
+    refiner = list(model.head.refiner.requires_grad_(True).parameters())
+    config = replace(job.loop_config("dice"), epochs=recipe.epochs, patience=None)
+    trainee = ClickTrainee(films, recipe.rounds, job.recipe.head.parts)
+    groups = [ParameterGroup("refiner", refiner, recipe.rate)]
+    return Loop(trainee, model, groups, config, job.out / "clicks", is_quiet=job.is_quiet).run(resume=job.resume)
 
 
 def load_films(job: Job, split: str) -> MaskedFilms:

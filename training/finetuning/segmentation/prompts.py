@@ -30,7 +30,7 @@ EMPTY_KINDS = ("one grey", "noise", "shuffled tiles")
 def prompt_sections(asked: Segmentation, rows: Sequence[Row]) -> list[Section]:
     """The tower must carry the adapter."""
     some = rows[:: max(1, len(rows) // MARKED_FILMS)][:MARKED_FILMS]
-    marks = click_section(asked, some) if asked.recipe.views.prompted else []
+    marks = click_section(asked, some) if asked.recipe.clicks.epochs else []
     words = _words(asked, rows) if asked.recipe.views.spoken and asked.recipe.head.phrases else []
     return [*marks, *words, _nothing(asked, rows[:EMPTY_FILMS])]
 

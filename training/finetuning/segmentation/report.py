@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from adapters.lora import load_weights, remove_lora
-from adapters.tasks.segmentation import SegmentationResult, largest_parts
+from adapters.tasks.parts import largest_parts
+from adapters.tasks.segmentation import SegmentationResult
 from adapters.tasks.volume import VolumeSegmentation
 from foundation.errors import InvalidRequest
 from foundation.image import MedicalImage

@@ -1,8 +1,8 @@
 """Training of the segmentation task: what is shown, what is wanted, and how far off an answer is.
 
-Each film is augmented anew in every epoch, masks along with it. A share of films is shown with a point or a box
-(`prompted.py`), a small share is replaced by a picture that holds nothing, so that "nothing here" is learnt. A share of
-batches is asked in free words (`phrases.py`) in the place of classes, words for what is not there among them.
+Each film is augmented anew in every epoch, masks along with it. A small share is replaced by a picture that holds
+nothing, so that "nothing here" is learnt. A share of batches is asked in free words (`phrases.py`) in the place of classes,
+words for what is not there among them. Points and boxes are learnt afterwards (`click_trainee.py`).
 Losses are MONAI's (Dice and cross-entropy), imported when the first loss is computed.
 """
 
@@ -27,7 +27,6 @@ from training.finetuning.job import TrainableBackbone
 from training.finetuning.recipe import LoraRecipe
 from training.finetuning.segmentation.masks import MaskedFilms
 from training.finetuning.segmentation.phrases import SpokenPhrases
-from training.finetuning.segmentation.prompted import mark
 from training.finetuning.trunk_cache import to_pixels, to_unit
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,11 +41,17 @@ class AdaptedSegmenter(AdaptedTower):
     def __init__(self, backbone: TrainableBackbone, lora: LoraRecipe, classes: Sequence[str], templates: Sequence[str]) -> None:
         head = SegmentationHead(len(classes), backbone.embed_dim, level_widths(backbone))
         head.start_from_text(backbone, classes, templates)
+        head.refiner.requires_grad_(False)  # until the words are learnt
         super().__init__(backbone, lora, head)
 
-    def forward(self, batch: Mapping[str, Any]) -> SegmentationOutput:
-        """batch: `pixels` (B, 3, S, S); where given, `hints` (B, 3, S/2, S/2) and text embeddings `phrases` (Q, E)."""
-        output: SegmentationOutput = self.head(self.features(batch), batch["pixels"], batch.get("hints"), batch.get("phrases"))
+    def forward(self, batch: Mapping[str, Any]) -> SegmentationOutput | Tensor:
+        """batch: `pixels` (B, 3, S, S); where given, text embeddings `phrases` (Q, E).
+
+        Or what the refiner takes (`x`, `logits`, `hints`, `newest`): what it gives.
+        """
+        if "x" in batch:
+            return cast(Tensor, self.head.refiner(batch["x"], batch["logits"], batch["hints"], batch["newest"]))
+        output: SegmentationOutput = self.head(self.features(batch), batch["pixels"], batch.get("phrases"))
         return output
 
 
@@ -61,7 +66,6 @@ class SegmentationTrainee:
         *,
         batch_size: int,
         patient_balance: float,
-        prompted: float,
         blanks: float,
         seed: int,
         phrases: SpokenPhrases | None = None,
@@ -69,7 +73,7 @@ class SegmentationTrainee:
     ) -> None:
         self.films, self.contract, self.strength = films, contract, strength
         self.phrases, self.spoken = phrases, spoken if phrases is not None else 0.0
-        self.batch_size, self.prompted, self.blanks, self.seed = batch_size, prompted, blanks, seed
+        self.batch_size, self.blanks, self.seed = batch_size, blanks, seed
         self.chances = patient_chances(films["train"].patients, patient_balance)
 
     def plan(self, epoch: int) -> Sequence[Sequence[tuple[int, int]]]:
@@ -81,27 +85,26 @@ class SegmentationTrainee:
         return [draws[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
 
     def load(self, draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """pixels (B, 3, S, S); hints (B, 3, h, w), target (B, K, h, w) in 0..1 and known (B, K) at h = w = S/2."""
-        train, places = self.films["train"], [film for film, _ in draws]
-        generator = torch.Generator().manual_seed(draws[0][1])
-        masks = torch.from_numpy(train.masks[places]).float() / 255
-        shown = to_unit(np.asarray(train.pixels[places]))
-        shown, masks = augment_with_masks(shown, masks, self.contract.size, self.strength, generator)
-        target, known = halved(masks), torch.from_numpy(train.known[places])
-        hints = torch.zeros(len(places), 3, *target.shape[-2:])
+        """What `shown` gives, with some films blanked; or asked in words, with `phrases` (Q, E) and Q for K."""
+        batch = self.shown(draws)
+        shown, target, known = batch["pixels"], batch["target"], batch["known"]
         for place, (_, seed) in enumerate(draws):
             random = np.random.default_rng(seed)
             if random.random() < self.blanks:
                 shown[place], target[place], known[place] = nothing(shown[place], random, int(random.integers(3))), 0.0, True
-            if random.random() < self.prompted:
-                marked = mark((target[place] > 0.5).numpy() & known[place].numpy()[:, None, None], random)
-                hints[place] = torch.from_numpy(marked.hints)
-                target[place] *= torch.from_numpy(marked.keep)
-        batch = {"pixels": to_pixels(shown, self.contract), "hints": hints, "target": target, "known": known}
         random = np.random.default_rng((draws[0][1], 1))
         if self.phrases is not None and random.random() < self.spoken:
             batch |= self.phrases.draw(target, known, random)
-        return batch
+        return batch | {"pixels": to_pixels(shown, self.contract)}
+
+    def shown(self, draws: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Augmented films: pixels (B, C, S, S) in 0..1, target (B, K, S/2, S/2) in 0..1 and known (B, K)."""
+        train, places = self.films["train"], [film for film, _ in draws]
+        generator = torch.Generator().manual_seed(draws[0][1])
+        masks = torch.from_numpy(train.masks[places]).float() / 255
+        films = to_unit(np.asarray(train.pixels[places]))
+        films, masks = augment_with_masks(films, masks, self.contract.size, self.strength, generator)
+        return {"pixels": films, "target": halved(masks), "known": torch.from_numpy(train.known[places])}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
         output = model(batch)

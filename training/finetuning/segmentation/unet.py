@@ -54,7 +54,7 @@ class PlainUNet(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> SegmentationOutput:
         """At half the size, as the adapter is trained; what is drawn nowhere is not there."""
         masks = F.avg_pool2d(self.draw(batch["pixels"]), 2, ceil_mode=True)
-        return SegmentationOutput(masks, masks.amax(dim=(2, 3)))
+        return SegmentationOutput(masks, masks.amax(dim=(2, 3)), masks)
 
 
 def unet_chances(
@@ -110,7 +110,6 @@ def _train(
         recipe.views.strength,
         batch_size=recipe.training.batch_size,
         patient_balance=recipe.data.patient_balance,
-        prompted=0.0,
         blanks=recipe.views.blanks,
         seed=seed,
     )
