@@ -62,7 +62,7 @@ class Channel:
             except PeerLostError:
                 return
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytearray:
         held = bytearray(size)
         view, filled = memoryview(held), 0
         while filled < size:
@@ -73,7 +73,7 @@ class Channel:
             if not got:
                 raise PeerLostError
             filled += got
-        return bytes(held)
+        return held
 
 
 class AsyncChannel:
@@ -119,7 +119,7 @@ def pack(message: Message) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def unpack(body: bytes) -> dict[str, Any]:
+def unpack(body: bytes | bytearray) -> dict[str, Any]:
     try:
         message = msgpack.unpackb(body, strict_map_key=False)
     except (ValueError, msgpack.UnpackException) as error:

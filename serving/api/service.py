@@ -169,20 +169,26 @@ class Service:
 
     async def each(self, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T | VesaliusError]:
         """All answers together; one that fails leaves its error in its place. A lone one raises it instead."""
-        found = await asyncio.gather(*(self._settled(answer) for answer in answers))
+        found = await self._all(answers)
         if len(found) == 1 and isinstance(found[0], VesaliusError):
             raise found[0]
         return found
 
     async def all_or_none(self, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """All answers together; the first that failed is raised, once none of them runs any more."""
-        found = await asyncio.gather(*(self._settled(answer) for answer in answers))
+        found = await self._all(answers)
         whole: list[T] = []
         for one in found:
             if isinstance(one, VesaliusError):
                 raise one
             whole.append(one)
         return whole
+
+    async def _all(self, answers: Sequence[Coroutine[Any, Any, T]]) -> list[T | VesaliusError]:
+        """A lone one needs no task of its own."""
+        if len(answers) == 1:
+            return [await self._settled(answers[0])]
+        return await asyncio.gather(*(self._settled(answer) for answer in answers))
 
     async def _settled(self, answer: Coroutine[Any, Any, T]) -> T | VesaliusError:
         try:
