@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.arena import Arena
@@ -36,7 +37,7 @@ class Answers:
         return await self._arrived.get()
 
 
-class Link:
+class Link(ABC):
     """arena: memory shared with who is at the other end."""
 
     def __init__(self, arena: Arena) -> None:
@@ -46,9 +47,9 @@ class Link:
         self._last_heard = 0.0
 
     @property
+    @abstractmethod
     def channel(self) -> AsyncChannel | None:
         """None while nobody is there."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         """How many requests wait for the end of their answer."""
