@@ -27,7 +27,7 @@ from serving.messages import ChatTurn, Film, Request
 from serving.prompts import finding_prompts
 from serving.residency import Resident
 from serving.wording import plain_words
-from serving.works import FindingsReader, Seen, Tools, View, film_of
+from serving.works import FindingsReader, Seen, Tools, View, film_of, further_views
 from serving.works.findings import findings_reader
 from serving.zero_shot import PromptSet
 
@@ -95,8 +95,8 @@ class ChatWork:
         return (*self._ways(blank(self.film.pixels)), *self._ways(shuffled(self.film.pixels)))
 
     def _ways(self, pixels: npt.NDArray[np.uint8]) -> tuple[View, ...]:
-        """By the base, through the findings adapter, and by the base at the sizes that the findings are read at besides."""
-        return (View(pixels), View(pixels, self.reader.resident), *self.tools.enlarged(pixels, self.reader.sizes))
+        """By the base, through the findings adapter, and by the base in the looks that the findings are read from besides."""
+        return (View(pixels), View(pixels, self.reader.resident), *further_views(pixels, self.reader.looks))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -133,11 +133,11 @@ class ChatWork:
         """What the decoder is given of each film in `seen`, whose features come film by film, in the order of `_ways`."""
         directions = self._directions(seen)
         pictures = []
-        ways = 2 + len(self.reader.sizes)
+        ways = 2 + len(self.reader.looks)
         for start in range(0, len(seen.features), ways):
-            base, adapted, *enlarged = seen.features[start : start + ways]
+            base, adapted, *further = seen.features[start : start + ways]
             patches = self.tools.backbone.patch_embeddings(base)[0].float()
-            found = self.reader.read(adapted, enlarged, self.prompts, seen.texts)
+            found = self.reader.read(adapted, further, self.prompts, seen.texts)
             pictures.append(Picture(base.tokens[0], stated(placed(found, patches, base.grid, directions))))
         return tuple(pictures)
 

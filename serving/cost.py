@@ -1,11 +1,12 @@
 """Cost: what a request takes of the device, in rows: films of the tower's own size through the trunk. Pure.
 
     one look at a film                        1
-    the same, enlarged to `size`              (size / side) squared: its patches over those of the tower's own size
+    the same, enlarged to `size`              (size / side) squared: its patches over those of the tower's own size;
+                                              mirrored, as much again
     texts                                     1 for each TEXTS_PER_ROW of them
 
-A film is looked at once as it is, for the gate, once through each adapter, and by the base at every further size that an
-adapter's head reads (`adapters/tasks/classification.py`).
+A film is looked at once as it is, for the gate, once through each adapter, and in every further look that an
+adapter's head takes (`adapters/tasks/classification.py`).
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from foundation.look import Look
 from serving.messages import Request
 
 TEXTS_PER_ROW = 16  # so many short texts cost about as much as one film
 CHAT_ROWS = 2  # the film through the base and the findings adapter
-ReadsAt = Callable[[str], Sequence[int]]  # the further sizes that an adapter's head reads
-
-
-def row_weight(size: int, side: int) -> float:
-    """A film at `size` over one at the tower's own `side`; size 0 is as it is."""
-    return (size / side) ** 2 if size else 1.0
+LooksOf = Callable[[str], Sequence[Look]]  # the further looks that an adapter's head takes
 
 
 def rows_of(request: Request) -> float:
-    """What a request costs: as it was weighed, or as if no head read films at further sizes."""
+    """What a request costs: as it was weighed, or as if no head looked at films further."""
     return request.rows or base_rows(request)
 
 
@@ -39,8 +36,8 @@ def base_rows(request: Request) -> float:
     return ways * max(1, len(request.films))
 
 
-def weighed(request: Request, reads_at: ReadsAt, side: int, findings: str = "") -> float:
-    """What it costs with all sizes that its adapters' heads read. findings: the adapter that chats are answered from."""
+def weighed(request: Request, looks_of: LooksOf, side: int, findings: str = "") -> float:
+    """What it costs with all looks that its adapters' heads take. findings: the adapter that chats are answered from."""
     asked = request.adapters if request.operation != "chat" else frozenset([findings]) if findings else frozenset()
-    further = {size for name in asked for size in reads_at(name)}  # looked at once, whoever reads it
-    return base_rows(request) + sum(row_weight(size, side) for size in further) * len(request.films)
+    further = {look for name in asked for look in looks_of(name)}  # taken once, whoever reads it
+    return base_rows(request) + sum(look.rows(side) for look in further) * len(request.films)

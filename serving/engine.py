@@ -34,7 +34,7 @@ from serving.device import take_device
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
-from serving.looks import Look, Looks, view_key
+from serving.looks import Looks, Sighting, view_key
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
 from serving.residency import Residency
@@ -79,7 +79,7 @@ class Prepared:
     pinned: set[str]
     outcomes: list[Outcome] = field(default_factory=list)
     planned: list[tuple[Request, Work | ChatWork]] = field(default_factory=list)
-    look: Look | None = None
+    sighting: Sighting | None = None
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     crowded: list[Request] = field(default_factory=list)  # their adapters find no room beside those of their neighbours
     error: Exception | None = None
@@ -92,9 +92,9 @@ class Prepared:
 
         Once it is computed, what it did cost, without what was left out.
         """
-        if self.look is None:
+        if self.sighting is None:
             return 0.0
-        return self.look.rows_done[0] if self.is_computed else self.look.rows
+        return self.sighting.rows_done[0] if self.is_computed else self.sighting.rows
 
 
 class Engine:
@@ -187,7 +187,7 @@ class Engine:
 
     def weigh(self, request: Request) -> float:
         """What a request will cost, in rows (cost.py)."""
-        return weighed(request, self._tools.residency.reads_at, self.backbone.contract.size, self.config.findings_adapter)
+        return weighed(request, self._tools.residency.looks_of, self.backbone.contract.size, self.config.findings_adapter)
 
     def run(self, batch: Batch) -> list[Outcome]:
         """One Outcome for every request that is not a chat or withdrawn, and for every chat that could not begin."""
@@ -207,8 +207,8 @@ class Engine:
     def compute(self, prepared: Prepared) -> None:
         """The forward of the trunk. Raises nothing; in any thread."""
         try:
-            if prepared.error is None and prepared.look is not None:
-                prepared.look.compute()
+            if prepared.error is None and prepared.sighting is not None:
+                prepared.sighting.compute()
         except Exception as error:
             prepared.error = error
         finally:
@@ -297,15 +297,17 @@ class Engine:
             except VesaliusError as error:
                 prepared.outcomes.append(failure(request.id, error))
         planned = prepared.planned
-        prepared.look = self.looks.begin([(request, view) for request, work in planned for view in work.views], self.withdrawn)
+        prepared.sighting = self.looks.begin(
+            [(request, view) for request, work in planned for view in work.views], self.withdrawn
+        )
         prepared.texts = self._read([(request, text) for request, work in planned for text in work.texts])
 
     @torch.inference_mode()
     def _finish_all(self, prepared: Prepared) -> list[Outcome]:
-        assert prepared.look is not None
+        assert prepared.sighting is not None
         start, outcomes, planned, texts = prepared.started, prepared.outcomes, prepared.planned, prepared.texts
-        features = self.looks.end(prepared.look)
-        self.withdrawn.note_forward(*prepared.look.rows_done)
+        features = self.looks.end(prepared.sighting)
+        self.withdrawn.note_forward(*prepared.sighting.rows_done)
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
             if request.id in self.withdrawn:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foundation.backbone import ImageFeatures
+from foundation.look import Look
 from foundation.towers import TrunkState
 from serving.feature_cache import THE_END, FeatureCache, FeatureKey
 from serving.messages import Request
@@ -20,14 +21,14 @@ from serving.works.work import View
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
-ViewKey = tuple[bytes, int, int]
-FilmKey = tuple[bytes, int]
+ViewKey = tuple[bytes, Look, int]
+FilmKey = tuple[bytes, Look]
 STATES_SHARE = 4  # one part in so many of the bytes is for states on the way
 
 
 def view_key(view: View) -> ViewKey:
-    """Equal for equal pixels at the same size through the same adapter."""
-    return view.pixels.tobytes(), view.size, view.slot
+    """Equal for equal pixels in the same look through the same adapter."""
+    return view.pixels.tobytes(), view.look, view.slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,22 +42,22 @@ class _Ask:
 
     @property
     def key(self) -> ViewKey:
-        return self.pixels, self.view.size, self.view.slot
+        return self.pixels, self.view.look, self.view.slot
 
     @property
     def film(self) -> FilmKey:
-        return self.pixels, self.view.size
+        return self.pixels, self.view.look
 
     def held_as(self, block: int = THE_END) -> FeatureKey:
         """The key of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
         films = self.request.films
         study = next((film.digest for film in films if film.pixels is self.view.pixels), films[0].digest if films else "")
         adapter = self.view.resident.digest if self.view.resident and block == THE_END else ""
-        return FeatureKey(self.request.tenant, study, f"{self.digest}@{self.view.size}", adapter, block)
+        return FeatureKey(self.request.tenant, study, f"{self.digest}@{self.view.look}", adapter, block)
 
 
 @dataclass(eq=False)
-class Look:
+class Sighting:
     """The views of one batch: `found` so far, and the forward over films `names` that `compute`, in any thread, runs."""
 
     trunk: Trunk
@@ -100,11 +101,11 @@ class Looks:
 
     def at(self, asked: Sequence[tuple[Request, View]]) -> dict[ViewKey, ImageFeatures]:
         """Each distinct view's features (B = 1). What anyone misses is computed, whoever else has it."""
-        look = self.begin(asked)
-        look.compute()
-        return self.end(look)
+        sighting = self.begin(asked)
+        sighting.compute()
+        return self.end(sighting)
 
-    def begin(self, asked: Sequence[tuple[Request, View]], withdrawn: Container[int] = ()) -> Look:
+    def begin(self, asked: Sequence[tuple[Request, View]], withdrawn: Container[int] = ()) -> Sighting:
         """What is at hand, and the forward that is missing.
 
         withdrawn: requests by id, asked until the forward is over; a film for such alone is left out, and has no features.
@@ -120,15 +121,15 @@ class Looks:
                 found[ask.key] = held
         return self._missing(missing, asks, found, withdrawn)
 
-    def end(self, look: Look) -> dict[ViewKey, ImageFeatures]:
+    def end(self, sighting: Sighting) -> dict[ViewKey, ImageFeatures]:
         """All features, once they are computed, but of films that were left out; what may be kept is."""
-        found = look.found
-        for (index, block), state in look.looked.states.items():
-            for ask in look.askers[look.names[index]]:
+        found = sighting.found
+        for (index, block), state in sighting.looked.states.items():
+            for ask in sighting.askers[sighting.names[index]]:
                 if ask.request.stores:
                     self._states.put(ask.held_as(block), state, is_own=True)
-        found |= {(*look.names[index], slot): features for (index, slot), features in look.looked.features.items()}
-        for ask in look.asks:
+        found |= {(*sighting.names[index], slot): features for (index, slot), features in sighting.looked.features.items()}
+        for ask in sighting.asks:
             if ask.request.stores and self._features.capacity_bytes and ask.key in found:
                 self._features.put(ask.held_as(), found[ask.key])
         return found
@@ -139,11 +140,11 @@ class Looks:
         asks: Sequence[_Ask],
         found: dict[ViewKey, ImageFeatures],
         withdrawn: Container[int],
-    ) -> Look:
+    ) -> Sighting:
         """One forward over what is missing; states on the way are taken from where they are held."""
         films: dict[FilmKey, list[View]] = {}
-        for (pixels, size, _), view in missing.items():
-            films.setdefault((pixels, size), []).append(view)
+        for (pixels, look, _), view in missing.items():
+            films.setdefault((pixels, look), []).append(view)
         askers: dict[FilmKey, list[_Ask]] = {}
         for ask in asks:
             askers.setdefault(ask.film, []).append(ask)
@@ -151,7 +152,7 @@ class Looks:
         if not self._states.capacity_bytes:
             blocks = []
         wanted = tuple(self._wanted(views, askers[film], blocks, withdrawn) for film, views in films.items())
-        return Look(self.trunk, asks, found, wanted, tuple(blocks), tuple(films), askers)
+        return Sighting(self.trunk, asks, found, wanted, tuple(blocks), tuple(films), askers)
 
     def _wanted(
         self, views: Sequence[View], askers: Sequence[_Ask], blocks: Sequence[int], withdrawn: Container[int]
@@ -168,8 +169,8 @@ class Looks:
         for block in blocks:
             held = [self._states.get(ask.held_as(block)) for ask in askers] if block <= highest else []
             if held and all(held):
-                return Wanted(views[0].pixels, ways, held[0], block, views[0].size, is_left)
-        return Wanted(views[0].pixels, ways, None, EMBED, views[0].size, is_left)
+                return Wanted(views[0].pixels, ways, held[0], block, views[0].look, is_left)
+        return Wanted(views[0].pixels, ways, None, EMBED, views[0].look, is_left)
 
 
 def _asks(asked: Sequence[tuple[Request, View]]) -> Iterator[_Ask]:

@@ -25,6 +25,7 @@ from adapters.files import Adapter, bind_adapter, parse_adapter
 from adapters.store import AdapterStore, StoredAdapter
 from adapters.tasks.openers import Opened, open_task
 from foundation.errors import AdapterError, AdapterNotFound, AdapterRefused, InvalidRequest, Overloaded, VesaliusError
+from foundation.look import Look, further_looks
 from serving.adapter_loader import AdapterLoader
 from serving.adapter_memory import AdapterMemory
 from serving.frequent_cache import FrequentCache
@@ -115,10 +116,11 @@ class Residency:
             return False
         return name not in self._unloaded and (card.task, card.base.fingerprint) == (task, self._backbone.fingerprint)
 
-    def reads_at(self, name: str) -> tuple[int, ...]:
-        """The further sizes at which an adapter's head reads films, as its card says; none where that cannot be told."""
+    def looks_of(self, name: str) -> tuple[Look, ...]:
+        """The further looks that an adapter's head takes at films, as its card says; none where that cannot be told."""
         try:
-            return tuple(int(size) for size in self._store.get(name).card.head.get("sizes", ()))
+            head = self._store.get(name).card.head
+            return further_looks(head.get("sizes", ()), bool(head.get("is_mirrored", False)))
         except (VesaliusError, TypeError, ValueError):
             return ()
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from foundation.backbone import ImageFeatures
-from foundation.enlarge import enlarge
+from foundation.look import AS_IT_IS, Look
 from foundation.towers import TowerOutput, TrunkState, block_index
-from serving.cost import row_weight
 
 if TYPE_CHECKING:
     from adapters.bank import AdapterBank
@@ -56,7 +55,7 @@ class Way:
 class Wanted:
     """A film (S, S, 3) and its distinct ways; held: a state of the base that stands before block `at`, if there is one.
 
-    size: the film is enlarged to it before the tower sees it; 0 leaves it as it is. is_left: whether nobody waits for it.
+    look: how the tower is shown the film. is_left: whether nobody waits for it.
     `at` must not lie above the first block of any way that has an adapter.
     """
 
@@ -64,12 +63,12 @@ class Wanted:
     ways: tuple[Way, ...]
     held: TrunkState | None = None
     at: int = EMBED
-    size: int = 0
+    look: Look = AS_IT_IS
     is_left: Callable[[], bool] = _never
 
     def rows(self, side: int) -> float:
         """What all its ways cost, in films of the tower's own `side`."""
-        return len(self.ways) * row_weight(self.size, side)
+        return len(self.ways) * self.look.rows(side)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +112,19 @@ class Trunk:
 
     @torch.inference_mode()
     def run(self, films: Sequence[Wanted], keep: Collection[int] = ()) -> Looked:
-        """Every way of every film, one forward a size. keep: the blocks before which states of the base are given back."""
+        """Every way of every film, one forward a look. keep: the blocks before which states of the base are given back."""
         features, states = dict[tuple[int, int], ImageFeatures](), dict[tuple[int, int], TrunkState]()
         in_vain = 0.0
-        for size in dict.fromkeys(film.size for film in films):
-            places = [place for place, film in enumerate(films) if film.size == size]
+        for look in dict.fromkeys(film.look for film in films):
+            places = [place for place, film in enumerate(films) if film.look == look]
             looked = self._run([films[place] for place in places], keep)
             features |= {(places[film], slot): one for (film, slot), one in looked.features.items()}
             states |= {(places[film], block): one for (film, block), one in looked.states.items()}
-            in_vain += looked.in_vain * row_weight(size, self.side)
+            in_vain += looked.in_vain * look.rows(self.side)
         return Looked(features, states, in_vain)
 
     def _run(self, films: Sequence[Wanted], keep: Collection[int]) -> Looked:
-        """Films of one size, in one forward."""
+        """Films in one look, in one forward."""
         run, states, block = _Run(), dict[tuple[int, int], TrunkState](), 0
         self._let_go(run, films, 0)
         self._embed(run, films)
@@ -153,7 +152,7 @@ class Trunk:
             place = {index: number for number, index in enumerate(distinct)}
             pixels = pixels[[place[index] for index, _ in run.lines]]
         with self._through(run):
-            run.state = self._tower.embed(enlarge(pixels, films[0].size) if films[0].size else pixels)
+            run.state = self._tower.embed(films[0].look.of(pixels))
 
     def _advance(self, run: _Run, films: Sequence[Wanted], start: int, stop: int) -> None:
         """Through blocks start .. stop - 1; before each, films that nobody waits for any more are let go."""

@@ -27,9 +27,12 @@ from adapters.tasks.heads import bind_head, head_options
 from adapters.tasks.levels import LevelReader, pool_levels
 from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
+from foundation.look import further_looks
 
 TASK = "classification"
-OPTIONAL: Mapping[str, Any] = {"level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0, "sizes": ()}
+OPTIONAL: Mapping[str, Any] = {
+    "level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0, "sizes": (), "is_mirrored": False,
+}  # fmt: skip
 NORMAL = "normal"
 
 
@@ -64,7 +67,9 @@ class ClassificationHead(nn.Module):
     level_widths: the channels of each level that is read besides; empty reads none. study_hidden: the width of the attention
     over the films of a study; 0 weighs them equally. sizes: at which the levels are read once more each, of the same films
     enlarged (`foundation/enlarge.py`) and seen by the base, without the adapter. A tower knows its own training films too well
-    at the size it learnt them at; at another size its features tell what it would make of new ones.
+    at the size it learnt them at; at another size its features tell what it would make of new ones. is_mirrored: each pooled
+    level is the mean over the film and its mirror image, which the base sees as well.
+    looks: what the base has to look at besides, in order; `further` in the calls below are its features at each of them.
     """
 
     levels: LevelReader | None
@@ -79,11 +84,13 @@ class ClassificationHead(nn.Module):
         pools: Sequence[str] = (),
         study_hidden: int = 0,
         sizes: Sequence[int] = (),
+        is_mirrored: bool = False,
     ) -> None:
         super().__init__()
-        if sizes and not level_widths:
-            raise AdapterRefused("A head that reads films at further sizes must read levels.")
-        self.sizes = tuple(int(size) for size in sizes)
+        if (sizes or is_mirrored) and not level_widths:
+            raise AdapterRefused("A head that reads films at further sizes, or mirrored, must read levels.")
+        self.sizes, self.is_mirrored = tuple(int(size) for size in sizes), is_mirrored
+        self.looks = further_looks(self.sizes, is_mirrored)
         self.text = nn.Linear(embed_dim, labels)
         self.query = nn.Parameter(torch.zeros(labels, width))
         self.value = nn.Parameter(torch.zeros(labels, width))
@@ -92,35 +99,39 @@ class ClassificationHead(nn.Module):
         self.levels = LevelReader(tuple(level_widths) * (1 + len(self.sizes)), pools, labels) if level_widths else None
         self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
-    def forward(self, features: HasFeatures, pooled: Tensor | None = None, enlarged: Sequence[HasFeatures] = ()) -> Tensor:
-        """enlarged: the base's features of the same films at each of `sizes`.
-
-        pooled: all pooled levels (B, F), the film's own before those of the sizes, where the caller has them already.
-        """
+    def forward(self, features: HasFeatures, pooled: Tensor | None = None, further: Sequence[HasFeatures] = ()) -> Tensor:
+        """(B, K). pooled: what `pool` makes of the levels, (B, F), where the caller has it already."""
         attention, values = self._look(features.tokens)
         logits: Tensor = self.text(features.embedding.float()) + (attention * values).sum(dim=1)
         if self.levels is None:
             return logits
-        read: Tensor = self.levels(self.pool(features, enlarged) if pooled is None else pooled)
+        read: Tensor = self.levels(self.pool(features, further) if pooled is None else pooled)
         return logits + read
 
-    def pool(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> Tensor:
+    def pool(self, features: HasFeatures, further: Sequence[HasFeatures] = ()) -> Tensor:
         """(B, F): the levels of the film and of each size, pooled, as `levels` reads them."""
         assert self.levels is not None
-        if len(enlarged) != len(self.sizes):
-            raise InvalidRequest(f"This head reads each film at {len(self.sizes)} further sizes; {len(enlarged)} were given.")
-        every = (features, *enlarged)
-        return pool_levels([level for one in every for level in one.levels], self.levels.pools)
+        if len(further) != len(self.looks):
+            raise InvalidRequest(f"This head takes {len(self.looks)} further looks at each film; {len(further)} were given.")
+        every = (features, *further)
+        return self.join(pool_levels([level for one in every for level in one.levels], self.levels.pools))
+
+    def join(self, pooled: Tensor) -> Tensor:
+        """Pooled levels of the film and of each look, side by side, (B, G) -> as `levels` reads them, (B, F)."""
+        if not self.is_mirrored:
+            return pooled
+        upright, mirrored = pooled.chunk(2, dim=1)
+        return (upright + mirrored) / 2
 
     def of_studies(
         self,
         features: HasFeatures,
         study: Tensor,
         pooled: Tensor | None = None,
-        enlarged: Sequence[HasFeatures] = (),
+        further: Sequence[HasFeatures] = (),
     ) -> Tensor:
         """(number of studies, K): films (B, ...) and which study each is of, (B,), from 0 on; each study has a film."""
-        logits = self(features, pooled, enlarged)
+        logits = self(features, pooled, further)
         if self.study is None:
             weights = 1.0 / torch.bincount(study)[study].to(logits.dtype)
         else:
@@ -136,6 +147,8 @@ class ClassificationHead(nn.Module):
             sizes |= {"level_widths": list(widths), "pools": list(self.levels.pools)}
         if self.sizes:
             sizes["sizes"] = list(self.sizes)
+        if self.is_mirrored:
+            sizes["is_mirrored"] = True
         if self.study is not None:
             sizes["study_hidden"] = self.study.hidden
         return sizes
@@ -226,20 +239,21 @@ class Classifier:
         widths, pools = tuple(options.get("level_widths", ())), tuple(options.get("pools", ()))
         sizes = (int(options["embed_dim"]), int(options["width"]))
         hidden, further = int(options.get("study_hidden", 0)), tuple(options.get("sizes", ()))
-        head = ClassificationHead(len(card.labels), *sizes, widths, pools, hidden, further)
+        is_mirrored = bool(options.get("is_mirrored", False))
+        head = ClassificationHead(len(card.labels), *sizes, widths, pools, hidden, further, is_mirrored)
         return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()
-    def __call__(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> list[ClassificationResult]:
-        """One result per row of the batch; enlarged: the base's features at each of the head's `sizes`."""
-        logits = self.head(features, enlarged=enlarged).double().cpu().numpy()
+    def __call__(self, features: HasFeatures, further: Sequence[HasFeatures] = ()) -> list[ClassificationResult]:
+        """One result per row of the batch; further: the base's features at each of the head's `looks`."""
+        logits = self.head(features, further=further).double().cpu().numpy()
         return [self.result(row) for row in logits]
 
     @torch.no_grad()
-    def of_study(self, features: HasFeatures, enlarged: Sequence[HasFeatures] = ()) -> ClassificationResult:
+    def of_study(self, features: HasFeatures, further: Sequence[HasFeatures] = ()) -> ClassificationResult:
         """One result for all the films of the batch together: the views of a patient, or the slices of a volume."""
         study = torch.zeros(len(features.embedding), dtype=torch.long, device=features.embedding.device)
-        return self.result(self.head.of_studies(features, study, enlarged=enlarged).double().cpu().numpy()[0])
+        return self.result(self.head.of_studies(features, study, further=further).double().cpu().numpy()[0])
 
     def result(self, logits: npt.NDArray[np.float64]) -> ClassificationResult:
         card = self.card

@@ -8,6 +8,6 @@ neighbours in the batch.
 
 from serving.works.findings import FindingsReader
 from serving.works.plan import plan
-from serving.works.work import Seen, Tools, Value, View, Work, film_of
+from serving.works.work import Seen, Tools, Value, View, Work, film_of, further_views
 
-__all__ = ["FindingsReader", "Seen", "Tools", "Value", "View", "Work", "film_of", "plan"]
+__all__ = ["FindingsReader", "Seen", "Tools", "Value", "View", "Work", "film_of", "further_views", "plan"]

@@ -9,7 +9,7 @@ from adapters.conformal import conformal_sets, left
 from adapters.tasks.classification import ClassificationResult, Classifier
 from serving.messages import Film, Request
 from serving.residency import Resident
-from serving.works.work import Seen, Tools, Value, View, assessment, film_of
+from serving.works.work import Seen, Tools, Value, View, assessment, film_of, further_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Classify:
 
     @property
     def views(self) -> tuple[View, ...]:
-        return (*self._as_it_is, *self.tools.enlarged(self.film.pixels, self.classifier.head.sizes))
+        return (*self._as_it_is, *further_views(self.film.pixels, self.classifier.head.looks))
 
     @property
     def _as_it_is(self) -> tuple[View, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.tasks import classification
 from adapters.tasks.classification import Classifier
+from foundation.look import Look
 from serving.evidence import Finding
 from serving.prompts import SCORED_FINDINGS
 from serving.residency import Resident
@@ -30,10 +31,10 @@ class FindingsReader(Protocol):
     def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def sizes(self) -> tuple[int, ...]: ...  # at which the base looks at the film besides
+    def looks(self) -> tuple[Look, ...]: ...  # that the base takes at the film besides
 
     def read(
-        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+        self, features: ImageFeatures, further: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
     ) -> tuple[Finding, ...]: ...
 
 
@@ -58,13 +59,13 @@ class AdapterFindings:
         return self.classifier.card.labels
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.classifier.head.sizes
+    def looks(self) -> tuple[Look, ...]:
+        return self.classifier.head.looks
 
     def read(
-        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+        self, features: ImageFeatures, further: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
     ) -> tuple[Finding, ...]:
-        found = self.classifier(features, enlarged)[0]
+        found = self.classifier(features, further)[0]
         rows = zip(found.labels, found.probabilities.tolist(), found.thresholds.tolist(), strict=True)
         return tuple(Finding(label, probability, threshold) for label, probability, threshold in rows)
 
@@ -76,10 +77,10 @@ class TextFindings:
     backbone: Backbone
     resident: None = None
     labels: tuple[str, ...] = SCORED_FINDINGS
-    sizes: tuple[int, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     def read(
-        self, features: ImageFeatures, enlarged: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
+        self, features: ImageFeatures, further: Sequence[ImageFeatures], prompts: PromptSet, texts: Tensor
     ) -> tuple[Finding, ...]:
         embedding = features.embedding[0].float()
         scores, _ = score(embedding, prompts, texts, self.backbone.logit_scale, 0.0, "pairwise")

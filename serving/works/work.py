@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foundation.errors import InvalidRequest
 from foundation.gate import Gate, GateVerdict, gate_vectors
+from foundation.look import AS_IT_IS, Look
 from foundation.preprocess import normalise
 from serving.chat_residency import ChatResidency
 from serving.messages import Film, Request
@@ -30,11 +31,11 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A film, pixels (S, S, 3), as seen through an adapter; None is the base itself. size: enlarged to it; 0 is as it is."""
+    """A film, pixels (S, S, 3), in one look, as seen through an adapter; None is the base itself."""
 
     pixels: npt.NDArray[np.uint8]
     resident: Resident | None = None
-    size: int = 0
+    look: Look = AS_IT_IS
 
     @property
     def slot(self) -> int:
@@ -91,13 +92,14 @@ class Tools:
         through = View(film.pixels, resident)
         return (through, View(film.pixels)) if self.gate else (through,)
 
-    def enlarged(self, pixels: npt.NDArray[np.uint8], sizes: Sequence[int]) -> tuple[View, ...]:
-        """The film as the base sees it at further sizes."""
-        return tuple(View(pixels, size=size) for size in sizes)
-
     def pixels(self, film: Film) -> Tensor:
         """(1, 3, S, S), normalised: what the trunk was given, for heads that read the film itself."""
         return torch.from_numpy(normalise(film.pixels, self.backbone.contract))[None].to(self.backbone.device)
+
+
+def further_views(pixels: npt.NDArray[np.uint8], looks: Sequence[Look]) -> tuple[View, ...]:
+    """The film as the base sees it in further looks."""
+    return tuple(View(pixels, look=look) for look in looks)
 
 
 def film_of(request: Request, tools: Tools) -> Film:

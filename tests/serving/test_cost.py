@@ -9,37 +9,40 @@ import pytest
 from tiny import SIZE, noise_film, write_checkpoint, write_findings
 
 from foundation.checkpoint import open_checkpoint
+from foundation.look import Look, further_looks
 from serving.config import EngineConfig
-from serving.cost import row_weight, rows_of, weighed
+from serving.cost import rows_of, weighed
 from serving.engine import Engine
 from serving.engine_loop import EngineLoop
 from serving.messages import Batch, Outcome, Request
 from serving.scheduler import Budget, Scheduler
 from serving.transport import request_to_plain
 
-SIZES = {"three": (160, 192), "two": (192,)}
+LOOKS = {"three": (Look(160), Look(192)), "two": (Look(192),), "both": further_looks((192,), True)}
 
 
-def reads_at(name: str) -> tuple[int, ...]:
-    return SIZES.get(name, ())
+def looks_of(name: str) -> tuple[Look, ...]:
+    return LOOKS.get(name, ())
 
 
 def weight(request: Request, findings: str = "three") -> float:
-    return weighed(request, reads_at, 128, findings)
+    return weighed(request, looks_of, 128, findings)
 
 
 def test_an_enlarged_film_costs_what_its_patches_do() -> None:
-    assert row_weight(0, 128) == row_weight(128, 128) == 1.0
-    assert row_weight(256, 128) == 4.0
-    assert row_weight(192, 128) == 2.25
+    assert Look().rows(128) == Look(128).rows(128) == 1.0
+    assert Look(256).rows(128) == 4.0
+    assert Look(192, True).rows(128) == 2.25
 
 
-def test_further_sizes_count_once_whoever_reads_them() -> None:
+def test_further_looks_count_once_whoever_takes_them() -> None:
     film = noise_film(1)
     plain = Request(1, "classify", film=film, adapter="plain")
     assert weight(plain) == rows_of(plain) == 2
     three = Request(2, "classify", film=film, adapter="three")
     assert weight(three) == pytest.approx(2 + 1.5625 + 2.25)
+    mirrored = Request(2, "classify", film=film, adapter="both")
+    assert weight(mirrored) == pytest.approx(2 + 2.25 + 1 + 2.25)
     tasks = [{"operation": "classify", "adapter": name} for name in ("three", "two", "plain")]
     both = Request(3, "analyze", film=film, options={"tasks": tasks})
     assert weight(both) == pytest.approx(4 + 1.5625 + 2.25)
@@ -85,14 +88,14 @@ def test_the_loop_weighs_what_comes() -> None:
     assert ran == [[1], [2]]
 
 
-def test_the_engine_knows_from_a_card_at_which_sizes_films_are_read(tmp_path: Path) -> None:
+def test_the_engine_knows_from_a_card_which_looks_are_taken(tmp_path: Path) -> None:
     backbone = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", with_decoder=False)).backbone
     write_findings(tmp_path / "adapters", backbone, "cxr-findings")
     card = tmp_path / "adapters" / "cxr-findings" / "card.json"
     told = json.loads(card.read_text())
-    card.write_text(json.dumps({**told, "head": {**told["head"], "sizes": [SIZE * 3 // 2]}}))
+    card.write_text(json.dumps({**told, "head": {**told["head"], "sizes": [SIZE * 3 // 2], "is_mirrored": True}}))
     engine = Engine.open(EngineConfig(checkpoint=str(tmp_path / "checkpoint"), adapters_dir=str(tmp_path / "adapters")))
     film = noise_film(1)
-    assert engine.weigh(Request(1, "classify", film=film, adapter="cxr-findings")) == pytest.approx(2 + 2.25)
+    assert engine.weigh(Request(1, "classify", film=film, adapter="cxr-findings")) == pytest.approx(2 + 2.25 + 1 + 2.25)
     assert engine.weigh(Request(2, "classify", film=film, adapter="unknown")) == 2
     assert engine.weigh(Request(3, "embed_image", film=film)) == 1

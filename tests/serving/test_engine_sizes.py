@@ -1,4 +1,4 @@
-"""An adapter that reads films at further sizes, in mixed batches of the real engine, equals the model called by hand."""
+"""An adapter that reads films at further sizes and mirrored, in mixed batches of the engine, equals the model called by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def adapter() -> Adapter:
     with torch.inference_mode():
         widths = [level.shape[1] for level in backbone.encode_image(torch.zeros(1, 3, size, size)).levels]
     torch.manual_seed(3)
-    head = ClassificationHead(len(LABELS), backbone.embed_dim, backbone.width, widths, ("mean",), sizes=SIZES)
+    head = ClassificationHead(len(LABELS), backbone.embed_dim, backbone.width, widths, ("mean",), sizes=SIZES, is_mirrored=True)
     assert head.levels is not None
     torch.nn.init.normal_(head.levels.linear.weight, std=0.3)
     fake = make_fake_adapter(backbone, "sized", LABELS, first_block=3)

@@ -96,6 +96,7 @@ class HeadRecipe:
     pools: how the tower's levels are pooled for the linear reading of them (mean, max, std); empty reads none.
     penalties: what its L2 penalty is chosen from on validation, before fine-tuning begins (`level_fit.py`).
     sizes: at which the base looks at each film besides, enlarged, its levels being read too; [] looks once.
+    mirrored: whether the base looks at each film's mirror image as well, the levels of both being averaged.
     """
 
     templates: tuple[str, ...] = ("there is {}", "evidence of {}", "findings consistent with {}")
@@ -103,6 +104,7 @@ class HeadRecipe:
     pools: tuple[str, ...] = ("mean",)
     penalties: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)
     sizes: tuple[int, ...] = ()
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,10 @@ class FinetuneRecipe(TaskRecipe):
             raise InvalidRequest("Name the labels in data.labels or in data.heads, not in both.", param="labels")
         if self.head.pools and not self.head.penalties:
             raise InvalidRequest("head.penalties must name at least one penalty where levels are read.", param="penalties")
-        if self.head.sizes and not (self.head.pools and self.views.cached == 1):
+        if (self.head.sizes or self.head.mirrored) and not (self.head.pools and self.views.cached == 1):
             raise InvalidRequest(
-                "head.sizes read films as they are, from their levels: set head.pools and views.cached = 1, or sizes = [].",
+                "head.sizes and head.mirrored read films as they are, from their levels: set head.pools and views.cached = 1, "
+                "or sizes = [] and mirrored = false.",
                 param="sizes",
             )
         if self.views.cached < 0:

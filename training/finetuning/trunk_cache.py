@@ -1,7 +1,7 @@
 """What frozen things make of the training films, computed once and memory-mapped from a cache folder.
 
     film_cache(paths)   (N, S, S, C) uint8      each film as the one preprocess renders it, C = 1 where all are grey
-    size_cache(films)   (N, F) float32          the pooled levels of each film enlarged to further sizes
+    look_cache(films)   (N, F) float32          the pooled levels of each film in further looks
     TrunkCache          (N, V, T, D) float16    V views of each film after the blocks below the first adapted one
                         (N, V, F) float32       where asked for, the levels on the way there, pooled (`levels.py`)
 
@@ -25,8 +25,8 @@ from rich.progress import track
 from torch import Tensor
 
 from adapters.tasks.levels import pool_levels
-from foundation.enlarge import enlarge
 from foundation.errors import InvalidRequest
+from foundation.look import Look
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
 from foundation.towers import ImageTower, TrunkState
@@ -165,31 +165,31 @@ class TrunkCache:
 
 
 @torch.inference_mode()
-def size_cache(
+def look_cache(
     tower: ImageTower,
     fingerprint: str,
     films: npt.NDArray[np.uint8],
     contract: InputContract,
     folder: Path,
     *,
-    sizes: Sequence[int],
+    looks: Sequence[Look],
     pools: Sequence[str],
     precision: str = "fp32",
     is_quiet: bool = False,
     batch_size: int = 32,
 ) -> npt.NDArray[np.float32]:
-    """The levels of the films at each size, pooled, size by size: (N, F), or the result of an earlier run."""
-    made_of = (fingerprint, _source(films), asdict(contract), list(sizes), list(pools), precision)
-    target = folder / f"sizes-{_digest('sizes', *made_of)}.npy"
+    """The levels of the films in each look, pooled, look by look: (N, F), or the result of an earlier run."""
+    made_of = (fingerprint, _source(films), asdict(contract), [str(look) for look in looks], list(pools), precision)
+    target = folder / f"looks-{_digest('looks', *made_of)}.npy"
     device = next(tower.parameters()).device
     with main_first():
         if not target.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             rows = []
-            for start in _track(range(0, len(films), batch_size), "films at further sizes", is_quiet):
+            for start in _track(range(0, len(films), batch_size), "further looks at the films", is_quiet):
                 pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    seen = [tower(enlarge(pixels, size)).levels for size in sizes]
+                    seen = [tower(look.of(pixels)).levels for look in looks]
                 rows.append(pool_levels([level for levels in seen for level in levels], pools).cpu().numpy())
             partial = target.with_suffix(".partial.npy")
             np.save(partial, np.concatenate(rows))

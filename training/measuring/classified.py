@@ -1,4 +1,4 @@
-"""A classification adapter run over films as serving runs it: each film through its slot, and by the base at further sizes."""
+"""A classification adapter run over films as serving runs it: each film through its slot, and by the base in further looks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from adapters.bank import AdapterBank
 from adapters.files import Adapter
 from adapters.tasks.classification import ClassificationResult, Classifier
-from foundation.enlarge import enlarge
 from training.measuring.scoring import Backbone, Film, Running, Scored, batches
 
 
@@ -26,10 +25,10 @@ def classified(backbone: Backbone, adapter: Adapter, films: Iterable[Film], runn
             count = len(pixels)
             with running.autocast():
                 with bank.rows([0] * count):
-                    enlarged = [backbone.encode_image(enlarge(pixels, size)) for size in classifier.head.sizes]
+                    further = [backbone.encode_image(look.of(pixels)) for look in classifier.head.looks]
                 with bank.rows([slot] * count):
                     features = backbone.encode_image(pixels)
-            yield from classifier(features, enlarged)
+            yield from classifier(features, further)
     finally:
         bank.close()
 

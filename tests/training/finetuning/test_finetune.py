@@ -86,11 +86,11 @@ def made(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneRe
     return finetune("classification", manifest, out, SMALL, FakeBackbone(), is_quiet=True, cpu=True)
 
 
-def test_it_learns_at_further_sizes_and_is_scored_as_it_answers(manifest: Path, tmp_path: Path) -> None:
+def test_it_learns_at_further_sizes_and_mirrored_and_is_scored_as_it_answers(manifest: Path, tmp_path: Path) -> None:
     recipe = replace(
         SMALL,
         lora=LoraRecipe(rank=2, alpha=4.0, first_block=3),
-        head=HeadRecipe(sizes=(96, 32)),
+        head=HeadRecipe(sizes=(96, 32), mirrored=True),
         views=ViewRecipe(cached=1),
         training=TrainingRecipe(epochs=2, batch_size=16, lora_rate=1e-3, head_rate=1e-3),
     )
@@ -98,7 +98,7 @@ def test_it_learns_at_further_sizes_and_is_scored_as_it_answers(manifest: Path, 
     done = finetune("classification", manifest, tmp_path, recipe, backbone, is_quiet=True, cpu=True)
     assert done.scores["test"] > 0.8
     adapter = read_adapter(done.adapter, backbone)
-    assert adapter.card.head["sizes"] == [96, 32]
+    assert (adapter.card.head["sizes"], adapter.card.head["is_mirrored"]) == ([96, 32], True)
     rows = load_manifest(manifest).of("test")
     results = list(classified(backbone, adapter, read_rows(rows, backbone.contract), Running()))
     truth = np.array([[label in row.labels for label in adapter.card.labels] for row in rows], np.float32)

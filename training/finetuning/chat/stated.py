@@ -26,7 +26,6 @@ from adapters.files import Adapter, read_adapter
 from adapters.store import AdapterStore
 from adapters.tasks.chat import StatedBy
 from adapters.tasks.classification import Classifier
-from foundation.enlarge import enlarge
 from foundation.errors import AdapterNotFound
 from foundation.lexicon import FINDINGS
 from foundation.places import UNKNOWN, place_of
@@ -85,9 +84,9 @@ class FilmReader:
             states = [self._zero_shot(row) for row in base.embedding.float()]
         else:
             with self._bank.rows([0] * len(pixels)):
-                enlarged = [self.backbone.encode_image(enlarge(pixels, size)) for size in self._classifier.head.sizes]
+                further = [self.backbone.encode_image(look.of(pixels)) for look in self._classifier.head.looks]
             with self._bank.rows([self._slot] * len(pixels)):
-                states = self._adapted(self.backbone.encode_image(pixels), enlarged)
+                states = self._adapted(self.backbone.encode_image(pixels), further)
         patches, tokens = self.backbone.patch_embeddings(base).float(), base.tokens.float().cpu()
         return [
             SeenFilm(row, self._placed(told, patch, base.grid))
@@ -103,10 +102,10 @@ class FilmReader:
             told.append(replace(state, side=place.side, zone=place.zone))
         return tuple(sorted(told, key=lambda state: (not state.is_present, -state.probability)))
 
-    def _adapted(self, features: ImageFeatures, enlarged: Sequence[ImageFeatures]) -> list[tuple[FindingState, ...]]:
+    def _adapted(self, features: ImageFeatures, further: Sequence[ImageFeatures]) -> list[tuple[FindingState, ...]]:
         assert self._classifier is not None
         made = []
-        for found in self._classifier(features, enlarged):
+        for found in self._classifier(features, further):
             rows = zip(found.labels, found.probabilities.tolist(), found.thresholds.tolist(), strict=True)
             made.append(tuple(FindingState(label, chance, chance >= threshold) for label, chance, threshold in rows))
         return made

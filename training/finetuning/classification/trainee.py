@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adapters.lora import targets_from
 from adapters.tasks.classification import NORMAL, ClassificationHead, Prompts
 from adapters.tasks.levels import pool_levels
-from foundation.errors import InvalidRequest
+from foundation.look import check_sizes, further_looks
 from foundation.towers import block_index
 from training.finetuning.adapted_tower import AdaptedTower, level_widths
 from training.finetuning.classification.label_losses import LabelLoss
@@ -29,7 +29,7 @@ from training.finetuning.classification.label_table import LabelTable
 from training.finetuning.job import TrainableBackbone
 from training.finetuning.level_fit import Seen
 from training.finetuning.recipe import FinetuneRecipe, HeadRecipe, PaceRecipe, TrainingRecipe
-from training.finetuning.trunk_cache import TrunkCache, augmented_pixels, size_cache, to_pixels
+from training.finetuning.trunk_cache import TrunkCache, augmented_pixels, look_cache, to_pixels
 from training.loop import ParameterGroup
 from training.manifests.manifest import Row
 from training.measuring.metrics import auroc
@@ -80,8 +80,8 @@ class AdaptedClassifier(AdaptedTower):
         pools = recipe.head.pools
         widths = level_widths(backbone) if pools else ()
         hidden = STUDY_HIDDEN if recipe.data.studies else 0
-        sizes = recipe.head.sizes
-        head = ClassificationHead(len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden, sizes)
+        shape = (len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden)
+        head = ClassificationHead(*shape, recipe.head.sizes, recipe.head.mirrored)
         head.start_from_text(backbone, prompts_of(table, recipe.head))
         super().__init__(backbone, recipe.lora, head)
 
@@ -97,16 +97,16 @@ class AdaptedClassifier(AdaptedTower):
     def pooled(self, batch: Mapping[str, Any], levels: Sequence[Tensor]) -> Tensor | None:
         """(B, F) pooled levels: those below the first adapted block from the cache, the others as they are now.
 
-        Those of further sizes, which no adapter touches, are `beside` in the batch.
+        Those of further looks, which no adapter touches, are `beside` in the batch.
         """
         if self.head.levels is None:
             return None
         pools = self.head.levels.pools
         beside = [batch["beside"]] if "beside" in batch else []
         if "below" not in batch:
-            return torch.cat([pool_levels(levels, pools), *beside], dim=1)
+            return self.head.join(torch.cat([pool_levels(levels, pools), *beside], dim=1))
         above = sum(tap >= self.first_block for tap in self.tower.taps)
-        return torch.cat([batch["below"], pool_levels(levels[-above:], pools), *beside], dim=1)
+        return self.head.join(torch.cat([batch["below"], pool_levels(levels[-above:], pools), *beside], dim=1))
 
     def groups(self, pace: PaceRecipe) -> list[ParameterGroup]:
         """The reading of the levels, fitted already, moves at a rate and with a decay of its own."""
@@ -162,16 +162,16 @@ class ClassificationTrainee:
             if recipe.views.cached
         }
         self.beside: dict[str, npt.NDArray[np.float32]] = {}
-        if recipe.head.sizes:
-            check_sizes(backbone.image_tower.side_step, recipe.head.sizes)
+        check_sizes(backbone.image_tower.side_step, recipe.head.sizes)
+        if looks := further_looks(recipe.head.sizes, recipe.head.mirrored):
             self.beside = {
-                split: size_cache(
+                split: look_cache(
                     backbone.image_tower,
                     backbone.fingerprint,
                     held.pixels,
                     self.contract,
                     cache,
-                    sizes=recipe.head.sizes,
+                    looks=looks,
                     pools=recipe.head.pools,
                     precision=recipe.training.precision,
                     is_quiet=is_quiet,
@@ -298,17 +298,9 @@ class ClassificationTrainee:
         return np.asarray(torch.cat(rows).double().cpu().numpy())
 
     def _beside(self, split: str, films: Sequence[int]) -> dict[str, Tensor]:
-        """The pooled levels of the split's films at further sizes, (B, F) under `beside`; nothing where there are none."""
+        """The pooled levels of the split's films in further looks, (B, F) under `beside`; nothing where there are none."""
         held = self.beside.get(split)
         return {} if held is None else {"beside": torch.from_numpy(held[list(films)])}
-
-
-def check_sizes(side_step: int, sizes: Sequence[int]) -> None:
-    """Refuse sizes that the tower cannot be shown."""
-    if not side_step:
-        raise InvalidRequest("This tower takes films of one size only; set head.sizes = [].", param="sizes")
-    if odd := [size for size in sizes if size < side_step or size % side_step]:
-        raise InvalidRequest(f"This tower takes sizes that are multiples of {side_step}, not {odd[0]}.", param="sizes")
 
 
 def _whole_studies(numbers: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
