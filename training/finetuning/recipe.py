@@ -94,7 +94,7 @@ class HeadRecipe:
     """The prompts the head starts from; without `negatives` only the positive side is used.
 
     pools: how the tower's levels are pooled for the linear reading of them (mean, max, std); empty reads none.
-    penalties: what its L2 penalty is chosen from on validation, before fine-tuning begins (`level_fit.py`).
+    penalties: what its L2 penalty is chosen from on validation, before fine-tuning begins (`training/level_fit.py`).
     sizes: at which the base looks at each film besides, enlarged, its levels being read too; [] looks once.
     mirrored: whether the base looks at each film's mirror image as well, the levels of both being averaged.
     """

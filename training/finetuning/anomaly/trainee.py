@@ -31,8 +31,8 @@ from training.finetuning.adapted_tower import AdaptedTower
 from training.finetuning.anomaly.synthetic import draw_lesion, lay_over
 from training.finetuning.classification.trainee import patient_chances
 from training.finetuning.job import TrainableBackbone
-from training.finetuning.level_fit import Seen, Truth, fit_levels
 from training.finetuning.trunk_cache import TrunkCache, augmented_pixels, to_pixels
+from training.level_fit import Seen, Truth, fit_levels
 from training.manifests.manifest import Row
 from training.measuring.metrics import PatientBootstrap, Statistic, auroc, difference
 

@@ -32,10 +32,10 @@ from training.finetuning.classification.phantom_rows import (
 )
 from training.finetuning.classification.trainee import AdaptedClassifier, ClassificationTrainee, Films, mean_auroc, rankable
 from training.finetuning.job import FinetuneJob, FinetuneResult
-from training.finetuning.level_fit import fit_levels
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.report import Scored, write_report
 from training.finetuning.trunk_cache import film_cache, to_unit
+from training.level_fit import fit_levels
 from training.loop import LoopReport
 from training.manifests.manifest import Manifest, Row
 from training.trust.calibrate import calibrate_labels

@@ -27,9 +27,9 @@ from training.finetuning.adapted_tower import AdaptedTower, level_widths
 from training.finetuning.classification.label_losses import LabelLoss
 from training.finetuning.classification.label_table import LabelTable
 from training.finetuning.job import TrainableBackbone
-from training.finetuning.level_fit import Seen
 from training.finetuning.recipe import FinetuneRecipe, HeadRecipe, PaceRecipe, TrainingRecipe
 from training.finetuning.trunk_cache import TrunkCache, augmented_pixels, look_cache, to_pixels
+from training.level_fit import Seen
 from training.loop import ParameterGroup
 from training.manifests.manifest import Row
 from training.measuring.metrics import auroc

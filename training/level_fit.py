@@ -1,4 +1,4 @@
-"""The linear reading of a tower's levels, fitted in closed form before fine-tuning: L2 logistic regression.
+"""The linear reading of a tower's levels, fitted in closed form: L2 logistic regression.
 
     logits (N, K) = slope_k * start (N, K)  +  standardised features (N, F) @ weight.T  +  bias
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from training.finetuning.level_fit import LevelFit, Seen, fit_levels
+from training.level_fit import LevelFit, Seen, fit_levels
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((300, 6)).astype(np.float32) * np.array([1, 5, 0.1, 1, 2, 1], np.float32) + 3

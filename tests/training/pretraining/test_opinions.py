@@ -1,0 +1,67 @@
+"""Second opinions: told of a film by regressions on other patients, right where labels are wrong, the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip.timm_model
+import pytest
+import torch
+
+from foundation.preprocess import InputContract
+from foundation.towers import ImageTower, image_tower
+from training.pretraining.opinions import looked_at, second_opinions
+
+SIZE, FILMS = 64, 160
+CONTRACT = InputContract(size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def tower() -> ImageTower:
+    torch.manual_seed(0)
+    visual = open_clip.timm_model.TimmModel("resnet14t", 32, image_size=SIZE, pool="avg", proj="linear")
+    return image_tower(visual.eval())
+
+
+@pytest.fixture(scope="module")
+def films() -> tuple[np.ndarray, np.ndarray]:
+    """Noise films; a finding is a bright square at a random place. Truth (N, 2): the finding, and nothing that is seen."""
+    random = np.random.default_rng(0)
+    shown = random.integers(60, 120, (FILMS, SIZE, SIZE)).astype(np.uint8)
+    truth = (random.random((FILMS, 2)) < 0.5).astype(np.float32)
+    for film, (is_there, _) in zip(shown, truth, strict=True):
+        top, left = random.integers(0, SIZE - 24, 2)
+        if is_there:
+            film[top : top + 24, left : left + 24] = 250
+    return shown, truth
+
+
+def test_a_wrong_label_is_outvoted_by_the_films_of_others(tower: ImageTower, films: tuple[np.ndarray, np.ndarray]) -> None:
+    shown, truth = films
+    mined = truth.copy()
+    wrong = np.arange(0, FILMS, 10)
+    mined[wrong, 0] = 1 - mined[wrong, 0]
+    patients = [f"p{number // 2}" for number in range(FILMS)]
+    told = second_opinions(tower, shown, mined, patients, CONTRACT)
+    assert told.shape == truth.shape
+    assert ((told > 0) & (told < 1)).all()
+    assert ((told[wrong, 0] > 0.5) == (truth[wrong, 0] > 0.5)).mean() > 0.8
+    assert np.ptp(told[:, 1]) < np.ptp(told[:, 0])
+    np.testing.assert_array_equal(told, second_opinions(tower, shown, mined, patients, CONTRACT))
+
+
+def test_a_film_is_judged_without_its_own_label(tower: ImageTower, films: tuple[np.ndarray, np.ndarray]) -> None:
+    shown, truth = films
+    patients = [f"p{number // 2}" for number in range(FILMS)]
+    told = second_opinions(tower, shown, truth, patients, CONTRACT)
+    changed = truth.copy()
+    changed[4:6] = 1 - changed[4:6]  # both films of one patient
+    again = second_opinions(tower, shown, changed, patients, CONTRACT)
+    np.testing.assert_array_equal(again[4:6], told[4:6])
+    assert (again != told).any()
+
+
+def test_mirrored_films_are_read_alike(tower: ImageTower, films: tuple[np.ndarray, np.ndarray]) -> None:
+    shown = films[0][:8]
+    read = looked_at(tower, shown, CONTRACT)
+    np.testing.assert_allclose(looked_at(tower, shown[..., ::-1], CONTRACT), read, rtol=0.02, atol=0.02)
+    assert len(read[0]) % 3 == 0
