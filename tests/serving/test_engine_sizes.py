@@ -1,4 +1,4 @@
-"""An adapter that reads films at further sizes and mirrored, in mixed batches of the engine, equals the model called by hand."""
+"""An adapter that reads films at further sizes and mirrored, in mixed batches of the engine, equals the model called alone."""
 
 from __future__ import annotations
 
