@@ -19,6 +19,7 @@ from serving.config import EngineConfig
 from serving.engine_link import EngineLink
 from serving.link import AWAY, Answers
 from serving.messages import Outcome, Request
+from serving.together import together
 from serving.transport import failure
 
 EVERYWHERE = ("load", "unload")
@@ -84,7 +85,7 @@ class Fleet:
         return sum(map(len, self._links))
 
     async def start(self) -> None:
-        await asyncio.gather(*(link.start() for link in self._links))
+        await together(link.start() for link in self._links)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -117,7 +118,7 @@ class Fleet:
         link = self._owners[request.id] = self._links[number]
         try:
             return await link.ask(request)
-        except asyncio.CancelledError:
+        except BaseException:
             self._owners.pop(request.id, None)
             raise
 

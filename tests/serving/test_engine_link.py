@@ -12,7 +12,7 @@ import pytest
 from foundation.errors import CheckpointRefused
 from serving.config import EngineConfig
 from serving.engine_link import EngineLink
-from serving.messages import Outcome, Request
+from serving.messages import Outcome, Request, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,25 @@ def test_half_a_character_is_refused_by_a_sentence() -> None:
     async def body(link: EngineLink) -> None:
         assert (await ask(link, 1, "\ud800")).error_code == "invalid_request"
         assert not (await ask(link, 2, "whole")).is_error
+
+    with_link(body)
+
+
+def test_a_number_too_large_for_the_wire_is_refused_by_a_sentence() -> None:
+    async def body(link: EngineLink) -> None:
+        answers = await link.ask(Request(1, "chat", texts=("a",), sampling=Sampling(seed=1 << 70)))
+        assert (await answers.get()).error_code == "invalid_request"
+        assert len(link) == 0
+        assert not (await ask(link, 2, "small")).is_error
+
+    with_link(body)
+
+
+def test_a_request_that_cannot_be_sent_at_all_waits_for_nothing() -> None:
+    async def body(link: EngineLink) -> None:
+        with pytest.raises(TypeError):
+            await link.ask(Request(1, "embed_text", texts=("a",), options={"odd": object()}))
+        assert len(link) == 0
 
     with_link(body)
 
