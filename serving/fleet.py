@@ -96,10 +96,12 @@ class Fleet:
         if self.is_up:
             return True
         waits = [asyncio.create_task(link.wait_up(limit_s)) for link in self._links]
-        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        return any(task.result() for task in done)
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return any(task.result() for task in done)
+        finally:
+            for task in waits:
+                task.cancel()
 
     def forget(self, tenant: str, study: str) -> None:
         for link in self._links:

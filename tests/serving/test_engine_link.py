@@ -82,6 +82,25 @@ def test_who_leaves_is_withdrawn() -> None:
     with_link(body)
 
 
+def test_a_machine_that_starts_no_process_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refused = asyncio.create_subprocess_exec, []
+
+    async def once_refused(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if not refused:
+            refused.append(arguments)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await real(*arguments, **options)
+
+    async def body(link: EngineLink) -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", once_refused)
+        assert (await ask(link, 1, "die")).error_code == "engine_unavailable"
+        assert await link.wait_up(60.0)
+        assert len(refused) == 1
+        assert not (await ask(link, 2, "again")).is_error
+
+    with_link(body)
+
+
 def test_half_a_character_is_refused_by_a_sentence() -> None:
     async def body(link: EngineLink) -> None:
         assert (await ask(link, 1, "\ud800")).error_code == "invalid_request"
