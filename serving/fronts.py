@@ -147,9 +147,9 @@ class Fronts:
             arena.close()
             raise
         peer = Peer(channel, arena, asyncio.get_running_loop().create_future())
-        channel.post({"kind": "open", "number": number, "config": asdict(self._front_config)})
         front = _Front(number, process, peer, ours, asyncio.create_task(self._hub.serve(peer)))
         try:
+            channel.post({"kind": "open", "number": number, "config": asdict(self._front_config)})
             await asyncio.wait({front.serving, peer.has_started}, timeout=self._start_limit_s, return_when="FIRST_COMPLETED")
             if not peer.has_started.done():
                 raise EngineUnavailable("A front process could not start; the server's log says more.")

@@ -49,7 +49,8 @@ async def spawn(
         )
     except OSError as error:
         ours.close()
-        raise EngineUnavailable(f"No process can be started for {module} ({error.strerror}); see the machine's limits.") from None
+        why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
+        raise EngineUnavailable(why) from None
     except BaseException:
         ours.close()
         raise
