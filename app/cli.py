@@ -93,8 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             add_tls(command)
             add_engine(command)
-            add_workers(command)
             add_cluster(command)
+        add_workers(command)
         _add_model(command)
         command.add_argument(
             "--adapter-memory", type=int, default=256, metavar="MIB", help="for adapters on the device; 256 where left out"

@@ -19,6 +19,7 @@ from serving.config import EngineConfig
 from serving.engine_link import EngineLink
 from serving.link import AWAY, Answers
 from serving.messages import Outcome, Request
+from serving.together import together
 from serving.transport import failure
 
 EVERYWHERE = ("load", "unload")
@@ -84,7 +85,7 @@ class Fleet:
         return sum(map(len, self._links))
 
     async def start(self) -> None:
-        await asyncio.gather(*(link.start() for link in self._links))
+        await together(link.start() for link in self._links)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -95,10 +96,12 @@ class Fleet:
         if self.is_up:
             return True
         waits = [asyncio.create_task(link.wait_up(limit_s)) for link in self._links]
-        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        return any(task.result() for task in done)
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return any(task.result() for task in done)
+        finally:
+            for task in waits:
+                task.cancel()
 
     def forget(self, tenant: str, study: str) -> None:
         for link in self._links:
@@ -117,7 +120,7 @@ class Fleet:
         link = self._owners[request.id] = self._links[number]
         try:
             return await link.ask(request)
-        except asyncio.CancelledError:
+        except BaseException:
             self._owners.pop(request.id, None)
             raise
 

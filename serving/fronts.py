@@ -37,6 +37,7 @@ from serving.ledger import Ledger
 from serving.metrics import FOLDER_VARIABLE
 from serving.server import Stoppable, key_ring, listen, url_of
 from serving.spawn import kill, spawn
+from serving.together import together
 from serving.worker import engines
 
 log = logging.getLogger("serving.fronts")
@@ -97,7 +98,7 @@ class Fronts:
         numbers = range(1, self._config.workers + 1)
         try:
             with self._signals():
-                await asyncio.gather(*(self._hire(number) for number in numbers))
+                await together(self._hire(number) for number in numbers)
                 self._keepers = [asyncio.create_task(self._keep(number)) for number in numbers]
                 self._listener.setblocking(False)
                 self._resume()
@@ -137,13 +138,18 @@ class Fronts:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         arena = Arena.create(ARENA_BYTES)
-        with theirs:
-            handles = (theirs.fileno(), self._ledger.handle)
-            process, channel = await spawn("serving.front_process", {FOLDER_VARIABLE: self._folder}, arena, handles)
+        try:
+            with theirs:
+                handles = (theirs.fileno(), self._ledger.handle)
+                process, channel = await spawn("serving.front_process", {FOLDER_VARIABLE: self._folder}, arena, handles)
+        except BaseException:
+            ours.close()
+            arena.close()
+            raise
         peer = Peer(channel, arena, asyncio.get_running_loop().create_future())
-        channel.post({"kind": "open", "number": number, "config": asdict(self._front_config)})
         front = _Front(number, process, peer, ours, asyncio.create_task(self._hub.serve(peer)))
         try:
+            channel.post({"kind": "open", "number": number, "config": asdict(self._front_config)})
             await asyncio.wait({front.serving, peer.has_started}, timeout=self._start_limit_s, return_when="FIRST_COMPLETED")
             if not peer.has_started.done():
                 raise EngineUnavailable("A front process could not start; the server's log says more.")

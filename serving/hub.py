@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,10 +27,11 @@ from serving.asking import Asking
 from serving.engine_link import EngineLink
 from serving.fleet import EVERYWHERE, Fleet
 from serving.gateway import next_request_id
-from serving.http_errors import error_from
+from serving.http_errors import InternalError, error_from
 from serving.messages import Outcome, Request
-from serving.transport import AsyncChannel, PeerLostError, outcome_to_plain, request_from_plain
+from serving.transport import AsyncChannel, PeerLostError, failure, outcome_to_plain, request_from_plain
 
+log = logging.getLogger("serving.hub")
 STATE_EACH_S = 0.2
 NOTHING: Mapping[str, Mapping[str, int]] = {}
 _SEEN_LIMIT_S = 2.0
@@ -108,13 +110,17 @@ class Hub:
         def answer(outcome: Outcome) -> None:
             peer.channel.post({"kind": "outcome", "outcome": outcome_to_plain(replace(outcome, request_id=request.id))})
 
-        if own.operation in EVERYWHERE:
-            async with self._changing:
-                answer(await self._asking.administer(own))
-            return
-        async with aclosing(self._asking.stream(own)) as outcomes:
-            async for outcome in outcomes:
-                answer(outcome)
+        try:
+            if own.operation in EVERYWHERE:
+                async with self._changing:
+                    answer(await self._asking.administer(own))
+                return
+            async with aclosing(self._asking.stream(own)) as outcomes:
+                async for outcome in outcomes:
+                    answer(outcome)
+        except Exception as error:  # whatever it was, the caller behind the front waits
+            log.error("unforeseen %s while a request was relayed", type(error).__name__)
+            answer(failure(own.id, InternalError()))
 
     async def _tell_adapters(self) -> None:
         """That adapters have changed; until every front knows, or a moment has passed."""

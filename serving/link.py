@@ -17,6 +17,7 @@ from serving.transport import AsyncChannel, PeerLostError, failure, places_of, r
 
 LOST = "The engine stopped while it worked on this request, and is being started again. Try again in a moment."
 AWAY = "The engine is not running yet. Try again in a moment."
+BAD_NUMBER = "A number is too large to be passed on: give integers of at most 64 bits."
 BAD_TEXT = "A text holds characters that are not valid Unicode. Remove them."
 
 
@@ -69,17 +70,19 @@ class Link(ABC):
             return answers
         if not self._waiting:
             self._last_heard = time.monotonic()
-        self._waiting[request.id] = answers
         plain = request_to_plain(request, self._arena)
         self._places[request.id] = places_of(plain)
+        self._waiting[request.id] = answers
         try:
             await channel.send({"kind": "request", "request": plain})
         except UnicodeEncodeError:
             self._deliver(failure(request.id, InvalidRequest(BAD_TEXT)))
+        except OverflowError:
+            self._deliver(failure(request.id, InvalidRequest(BAD_NUMBER)))
         except PeerLostError:
             answers.is_lost = True
             self._deliver(failure(request.id, EngineUnavailable(LOST)))
-        except asyncio.CancelledError:
+        except BaseException:
             self.release(answers)
             raise
         return answers

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from foundation.errors import EngineUnavailable
 from serving.arena import Arena
 from serving.transport import AsyncChannel, Channel
 
@@ -29,6 +30,7 @@ async def spawn(
     """Run `python -m module FD [ARENA]` and return it with our end of the pair. arena: memory the two share.
 
     further: file descriptors that the child is to have beside them, named in its arguments after those.
+    Raises EngineUnavailable where this machine lets no further process start.
     """
     ours, theirs = socket.socketpair()
     assert arena is not None or not further
@@ -45,6 +47,13 @@ async def spawn(
             pass_fds=handles,
             env=inherited,
         )
+    except OSError as error:
+        ours.close()
+        why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
+        raise EngineUnavailable(why) from None
+    except BaseException:
+        ours.close()
+        raise
     finally:
         theirs.close()
     return process, await AsyncChannel.over(ours)

@@ -114,7 +114,9 @@ class AsyncChannel:
 
 
 def pack(message: Message) -> bytes:
-    """One frame. Raises UnicodeEncodeError where a text holds half of a character (a lone surrogate)."""
+    """One frame. Raises UnicodeEncodeError where a text holds half of a character (a lone surrogate), OverflowError for an
+    integer of more than 64 bits.
+    """
     body: bytes = msgpack.packb(dict(message))
     return _LENGTH.pack(len(body)) + body
 

@@ -1,4 +1,4 @@
-"""The pages say what the reports say, and their commands exist."""
+"""The pages say what the reports say. What they name: test_page_names.py."""
 
 from __future__ import annotations
 
@@ -49,21 +49,6 @@ def test_a_changed_figure_would_be_seen(tables: ModuleType) -> None:
     tampered = text.replace(block[0], re.sub(r"0\.\d\d", "0.99", block[0], count=1))
     assert tampered != text
     assert tables.fill(tampered) != tampered
-
-
-def test_every_command_of_the_readme_is_one() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"vesalius ([a-z][a-z-]+)", text))
-    known = next(action.choices for action in build_parser()._actions if action.dest == "command")
-    assert named
-    assert known is not None
-    assert named <= set(known)
-
-
-def test_every_link_of_the_pages_leads_somewhere() -> None:
-    for page in ("README.md", "MODEL_CARD.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page} points to {target}"
 
 
 def test_everything_bundled_can_be_made_anew(remake: ModuleType) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from serving.schemas.common import FilmReport, ImageBody, Provenance, Strings, Timings
+from serving.schemas.common import LEAST_INTEGER, MOST_INTEGER, FilmReport, ImageBody, Provenance, Strings, Timings
 from serving.schemas.content import ContentPart
 from serving.schemas.parsing import Answer, Body, field_error
 
@@ -107,7 +107,7 @@ class ChatBody(ImageBody):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=LEAST_INTEGER, le=MOST_INTEGER)
     stop: Strings | None = None
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)

@@ -13,6 +13,8 @@ from serving.messages import Film
 from serving.schemas.parsing import Answer, Body, field_error
 
 WindowPair = tuple[float, float]
+LEAST_INTEGER, MOST_INTEGER = -(1 << 63), (1 << 63) - 1  # what msgpack carries to other processes
+SliceIndex = Annotated[int, Field(ge=0, le=MOST_INTEGER)]
 
 
 def _check_window(window: WindowPair | None) -> WindowPair | None:
@@ -28,7 +30,7 @@ class FilmInput(Body):
     """
 
     data: str | bytes
-    slice_index: int | None = Field(default=None, ge=0)
+    slice_index: SliceIndex | None = None
     window: WindowPair | None = Field(default=None, description="[center, width] in the film's own units")
 
     @field_validator("window")
@@ -57,7 +59,7 @@ class ImageBody(Body):
     """Fields of every route that takes films. `slice_index` and `window` hold for films that name none of their own."""
 
     images: Films = Field(default_factory=list, description="data URIs or bare base64; multipart: parts named 'file'")
-    slice_index: int | None = Field(default=None, ge=0)
+    slice_index: SliceIndex | None = None
     window: WindowPair | None = None
     include_film: bool = Field(default=False, description="also return the film as the model saw it, as a PNG data URI")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from serving.schemas.common import FilmInput
+from serving.schemas.common import FilmInput, SliceIndex
 from serving.schemas.parsing import Body, field_error
 
 
@@ -15,7 +15,7 @@ class ImageUrl(Body):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
-    slice_index: int | None = Field(default=None, ge=0)
+    slice_index: SliceIndex | None = None
     window: tuple[float, float] | None = None
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serving.schemas.common import FilmReport, ImageBody, Provenance, Timings
+from serving.schemas.common import LEAST_INTEGER, MOST_INTEGER, FilmReport, ImageBody, Provenance, Timings
 from serving.schemas.parsing import Answer
 
-Cell = float | int | str | bool | None
+Cell = float | Annotated[int, Field(ge=LEAST_INTEGER, le=MOST_INTEGER)] | str | bool | None
 
 
 class FuseBody(ImageBody):

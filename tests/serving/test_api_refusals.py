@@ -32,6 +32,7 @@ FILM = data_uri(png_film())
         ({"images": FILM, "labels": LABELS, "temprature": 1}, "temprature"),
         ({"images": FILM, "labels": LABELS, "window": [40, 0]}, "window"),
         ({"images": FILM, "labels": LABELS, "slice_index": -1}, "slice_index"),
+        ({"images": FILM, "labels": LABELS, "slice_index": 1 << 63}, "slice_index"),
         ({"images": [{"data": FILM, "slice": 1}], "labels": LABELS}, "images[0].slice"),
         ({"images": "http://127.0.0.1/film.png", "labels": LABELS}, "images[0]"),
         ({"images": "data:image/png,plain", "labels": LABELS}, "images[0]"),

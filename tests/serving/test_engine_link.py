@@ -12,7 +12,7 @@ import pytest
 from foundation.errors import CheckpointRefused
 from serving.config import EngineConfig
 from serving.engine_link import EngineLink
-from serving.messages import Outcome, Request
+from serving.messages import Outcome, Request, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +82,48 @@ def test_who_leaves_is_withdrawn() -> None:
     with_link(body)
 
 
+def test_a_machine_that_starts_no_process_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refused = asyncio.create_subprocess_exec, []
+
+    async def once_refused(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if not refused:
+            refused.append(arguments)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await real(*arguments, **options)
+
+    async def body(link: EngineLink) -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", once_refused)
+        assert (await ask(link, 1, "die")).error_code == "engine_unavailable"
+        assert await link.wait_up(60.0)
+        assert len(refused) == 1
+        assert not (await ask(link, 2, "again")).is_error
+
+    with_link(body)
+
+
 def test_half_a_character_is_refused_by_a_sentence() -> None:
     async def body(link: EngineLink) -> None:
         assert (await ask(link, 1, "\ud800")).error_code == "invalid_request"
         assert not (await ask(link, 2, "whole")).is_error
+
+    with_link(body)
+
+
+def test_a_number_too_large_for_the_wire_is_refused_by_a_sentence() -> None:
+    async def body(link: EngineLink) -> None:
+        answers = await link.ask(Request(1, "chat", texts=("a",), sampling=Sampling(seed=1 << 70)))
+        assert (await answers.get()).error_code == "invalid_request"
+        assert len(link) == 0
+        assert not (await ask(link, 2, "small")).is_error
+
+    with_link(body)
+
+
+def test_a_request_that_cannot_be_sent_at_all_waits_for_nothing() -> None:
+    async def body(link: EngineLink) -> None:
+        with pytest.raises(TypeError):
+            await link.ask(Request(1, "embed_text", texts=("a",), options={"odd": object()}))
+        assert len(link) == 0
 
     with_link(body)
 

@@ -27,6 +27,7 @@ from serving.decode_process import decode
 from serving.engine import Engine
 from serving.keys import KeyFile
 from serving.messages import Batch, RawFilm, Request
+from serving.server import background
 
 WORKERS = (1, 2)
 
@@ -229,6 +230,20 @@ def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Pl
     assert events.count(f"{lost.removeprefix('server lost ')} started") == 2
     assert sum(event.endswith("started") for event in events) == 1 + 2 + 1
     assert events.count("worker 1 stopped") == events.count("worker 2 stopped") == 1
+
+
+def test_several_fronts_serve_on_a_thread(place: Place) -> None:
+    """As `vesalius up --workers 2` has them."""
+    engine = EngineConfig(checkpoint=str(place.checkpoint), adapters_dir=str(place.adapters), threads=1)
+    decode_config = DecodeConfig(processes=1)
+    with (
+        background(ServerConfig(port=0, home=str(place.home), engine=engine, decode=decode_config, workers=2)) as url,
+        fronts(url, place.keys["all"]) as found,
+    ):
+        assert set(found) == set(WORKERS)
+        mine = [process for module in ("front", "engine") for process in children(f"serving.{module}_process")]
+        assert len(mine) == 3
+    assert not [process for process in mine if Path(f"/proc/{process}").exists()]
 
 
 def test_a_number_that_is_none_is_refused_by_name() -> None:

@@ -17,6 +17,7 @@ from serving.config import EngineConfig
 from serving.engine_link import EngineLink
 from serving.hub import Hub, Peer
 from serving.hub_link import HubLink
+from serving.link import Answers
 from serving.messages import Film, Outcome, Request
 from serving.transport import AsyncChannel
 
@@ -97,6 +98,22 @@ def test_equal_numbers_of_two_fronts_do_not_collide() -> None:
         )
         assert [echo(outcome) for outcome in found] == [f"{front}.{number}" for front, number in asked]
         assert [len(house.links[0]), len(house.hub.link)] == [0, 0]
+
+    with_house(body)
+
+
+def test_what_goes_wrong_on_the_way_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(house: House) -> None:
+        async def broken(request: Request) -> Answers:
+            raise RuntimeError("unforeseen")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(house.hub.link, "ask", broken)
+            for number, operation in ((1, "embed_text"), (2, "unload")):
+                asked = Request(number, operation, texts=("a",), adapter="a")  # type: ignore[arg-type]
+                answers = await house.links[0].ask(asked)
+                assert (await asyncio.wait_for(answers.get(), 10)).error_code == "internal_error"
+        assert echo(await ask(house.links[0], 3, "after")) == "after"
 
     with_house(body)
 
