@@ -1,17 +1,17 @@
 """Conformal thresholds, fitted on the validation split, and what they are worth on another split.
 
-Of new patients with a finding, one film of theirs that shows it: `coverage` of these keep "present" in their set; and of films
-without it, "absent". Split conformal, class by class ("Mondrian", Vovk 2005), for films that come in patients (repeated
-subsampling: Dunn, Wasserman, Ramdas 2022; the guarantee: Lee, Barber, Willett 2023):
+Of new patients with a finding, one film each of those that show it: `coverage` keep "present" in their set; of patients
+with films without it, one film each, "absent". Split conformal, class by class ("Mondrian", Vovk 2005), for films that come in
+patients (repeated subsampling: Dunn, Wasserman, Ramdas 2022; the guarantee: Lee, Barber, Willett 2023):
 
-    films of a patient are alike   one is drawn from each patient: these n and the new film can be exchanged, so that keeping
-                                   (n + 1) * coverage of the n covers as stated. Threshold: the mean over many such draws
-    (n + 1) * coverage is broken   between two films the threshold is interpolated: rounded up it would cover more
-    it is more than n              (fewer than nine patients at 0.9) interpolated between the lowest film and nothing at all.
-                                   Covers as stated or more where a finding gets rarer towards low scores, as it should
-    interpolated on which scale    ranks among all films of the split, with the finding and without
+    films of a patient are alike      one is drawn from each: the n drawn and a new patient's can be exchanged, so that keeping
+                                      rank (n + 1) * coverage of n covers as stated. Threshold: the mean over many such draws
+    between two films                 the threshold is interpolated, for rounding up would cover more where n is small; on the
+                                      scale of the class's films as the calibrated probabilities expect them
+    the rank is more than n           (fewer than nine patients at 0.9) interpolated likewise between the lowest film and none:
+                                      as good as the calibration. With fewer than LEAST patients nothing is ruled out
 
-Exact on average over splits; what one split gives varies by sqrt(coverage * (1 - coverage) / n), see `resplit.py`.
+Exact on average over splits. What one split gives varies by about sqrt(coverage * (1 - coverage) / n), see `resplit.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from training.measuring.metrics import Floats, Statistic, weighted_mean
 
 COVERAGE = 0.9
 DRAWS = 200
+LEAST = 3
+"""Patients that a class needs before a film can be ruled out of it."""
 Words = npt.NDArray[np.str_]
 
 
@@ -49,10 +51,10 @@ def fit_conformal(
 
 
 def _lowest_kept(scores: Floats, chosen: npt.NDArray[np.bool_], patients: Words, coverage: float) -> float:
-    """The score from which a film is kept, so that this share of patients like the chosen films' is; 0 where there are none."""
-    if not chosen.any():
+    """The score from which a film is kept, so that this share of patients like those of the chosen films is; 0 for too few."""
+    if len(set(patients[chosen])) < LEAST:
         return 0.0
-    knots, ranks = _rank_scale(scores)
+    knots, ranks = _expected_ranks(scores)
     drawn = _one_film_each(np.interp(scores[chosen], knots, ranks), patients[chosen])
     count = drawn.shape[1]
     ordered = np.pad(-np.sort(-drawn, axis=1), ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))  # from 1 down to 0
@@ -61,11 +63,17 @@ def _lowest_kept(scores: Floats, chosen: npt.NDArray[np.bool_], patients: Words,
     return float(np.interp(kept.mean(), ranks, knots))
 
 
-def _rank_scale(scores: Floats) -> tuple[Floats, Floats]:
-    """Distinct scores, from 0 to 1, and the share of films below each, equal ones counting half; both ascending."""
-    knots, films = np.unique(np.concatenate([[0.0], scores, [1.0]]), return_counts=True)
+def _expected_ranks(scores: Floats) -> tuple[Floats, Floats]:
+    """Distinct scores from 0 to 1, and the share of the class's films below each as the scores themselves expect it.
+
+    A film's score is the probability that it is of the class, so it counts as that much of a film, half of it at its own
+    score. Both ascend, from 0 to 1.
+    """
+    knots, place = np.unique(np.concatenate([[0.0], scores, [1.0]]), return_inverse=True)
+    least = np.finfo(np.float64).tiny  # so that scores of nothing but zeros have a scale too
+    films = np.bincount(place, weights=np.concatenate([[0.0], scores, [least]]))
     middle = np.cumsum(films) - films / 2
-    return knots, np.asarray((middle - middle[0]) / (middle[-1] - middle[0]))
+    return knots, np.asarray(middle / middle[-1])
 
 
 def _one_film_each(scores: Floats, patients: Words) -> Floats:

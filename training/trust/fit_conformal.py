@@ -26,7 +26,7 @@ from training.manifests.manifest import Row, load_manifest
 from training.measuring.classified import classified
 from training.measuring.metrics import Floats
 from training.measuring.scoring import Running, read_rows
-from training.trust.conformal import COVERAGE, fit_conformal
+from training.trust.conformal import COVERAGE, LEAST, fit_conformal
 from training.trust.trust_metrics import BY_PATIENT, MEAN, OF_SETS, Judged, is_of_sets, trust_metrics
 
 MANIFEST = "../shared/data/chest/manifest.jsonl"
@@ -96,7 +96,7 @@ def truth_of(rows: Sequence[Row], labels: Sequence[str]) -> npt.NDArray[np.float
 
 
 def conformal_table(card: AdapterCard) -> str:
-    """Markdown: a line a label, and their means. A label that no patient of `val` has is never ruled out."""
+    """Markdown: a line a label, and their means. A label that too few patients of `val` have is never ruled out."""
     measured = ("calibration error before", "calibration error", "brier before", "brier")
     names = (*measured, *(name + ending for name in OF_SETS[:2] for ending in ("", BY_PATIENT)), OF_SETS[2])
     coverage = card.conformal.coverage or 0.0
@@ -117,7 +117,7 @@ def conformal_table(card: AdapterCard) -> str:
     if any(means):
         lines.append("| mean of those that can be ruled out | | " + " | ".join(_cell(metric) for metric in means) + " |")
     if not all(card.conformal.thresholds):
-        lines += ["", "Never ruled out: no patient of 'val' has it."]
+        lines += ["", f"Never ruled out: fewer than {LEAST} patients of 'val' have it."]
     return "\n".join(lines) + "\n"
 
 

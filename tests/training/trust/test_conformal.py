@@ -80,9 +80,9 @@ def test_few_patients_with_several_films_are_covered_as_stated(count: int, held:
     assert mean_coverage(count, held, 400 if count < 100 else 150) == pytest.approx(0.9, abs=0.02)
 
 
-@pytest.mark.parametrize("count", [1, 3, 6])
-def test_fewer_patients_than_the_coverage_asks_are_not_covered_less(count: int) -> None:
-    assert 0.9 <= mean_coverage(count, True, 200) < 0.99
+@pytest.mark.parametrize("count", [3, 6])
+def test_fewer_patients_than_the_coverage_asks_are_covered_by_what_the_probabilities_expect(count: int) -> None:
+    assert mean_coverage(count, True, 300) == pytest.approx(0.9, abs=0.04)
 
 
 def test_one_film_a_patient_is_the_textbook_rank() -> None:
@@ -93,12 +93,14 @@ def test_one_film_a_patient_is_the_textbook_rank() -> None:
     assert between.thresholds == pytest.approx((0.125,))
 
 
-def test_between_two_films_ranks_are_interpolated() -> None:
-    """Half way between 0.2 and 0.6 lies where half of the films between them are."""
-    scores = np.array([0.2, 0.6, 0.21, 0.22, 0.23, 0.24, 0.25])
-    truth = np.array([1, 1, 0, 0, 0, 0, 0], np.float32)
-    fitted = fit_conformal(scores[:, None], truth[:, None], list("abcdefg"), "val", coverage=0.5)  # rank 1.5 of two
-    assert fitted.thresholds == pytest.approx((0.23,))
+def test_between_two_films_stands_what_the_probabilities_expect_between() -> None:
+    """Half way between 0.2 and 0.6 is where half of what the films between them (and half of their own) add up to is."""
+    scores = np.array([0.2, 0.6, 0.95, 0.3, 0.3, 0.3])
+    truth = np.array([1, 1, 1, 0, 0, 0], np.float32)
+    fitted = fit_conformal(scores[:, None], truth[:, None], list("abcdef"), "val", coverage=0.625)  # rank 2.5 of three
+    below, at, above = 0.1, 0.2 + 0.45, 0.2 + 0.9 + 0.3
+    share = ((below + above) / 2 - at) / (above - at)
+    assert fitted.thresholds == pytest.approx((0.3 + share * (0.6 - 0.3),))
 
 
 def test_other_films_of_a_patient_take_nothing_from_those_that_have_the_finding() -> None:
@@ -133,11 +135,15 @@ def test_films_whose_truth_is_unknown_weigh_nothing() -> None:
     assert coverage_of(words, truth, 0, False, ["a", "b", "b"])(np.ones((1, 3)))[0] == pytest.approx(0.5)
 
 
-def test_without_a_patient_nothing_is_ruled_out() -> None:
-    p, truth = np.array([[0.9], [0.2]]), np.array([[0.0], [0.0]], np.float32)
-    fitted = fit_conformal(p, truth, ["a", "b"], "val")
+def test_too_few_patients_rule_nothing_out() -> None:
+    p, truth = np.array([[0.9], [0.2], [0.6], [0.5]]), np.array([[1.0], [0.0], [1.0], [1.0]], np.float32)
+    fitted = fit_conformal(p, truth, ["a", "b", "a", "c"], "val")
     assert fitted.thresholds == (0.0,)
-    assert {conformal_sets(fitted, np.array([value])) for value in (0.0, 0.5, 1.0)} <= {("uncertain",), ("present",)}
+    assert fitted.absent == (1.0,)
+    assert conformal_sets(fitted, np.array([0.0])) == conformal_sets(fitted, np.array([1.0])) == ("uncertain",)
+    assert fit_conformal(p, truth, ["a", "b", "d", "c"], "val").thresholds[0] > 0
+    zeros = fit_conformal(np.zeros((4, 1)), np.ones((4, 1), np.float32), ["a", "b", "c", "d"], "val")
+    assert zeros.thresholds == pytest.approx((0.0,), abs=1e-9)
 
 
 def test_what_the_sets_say() -> None:
