@@ -3,8 +3,9 @@
     probability      0 ........... thresholds[k] ........... absent[k] ........... 1        (or the other way round)
     is in the set    absent        absent, present           present
 
-Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding `coverage` keep "present" in
-their set, of films that do not `coverage` keep "absent". A set of both, or of neither, says that the film does not decide.
+Both thresholds were fitted class by class (Mondrian, Vovk 2005): of patients who have the finding, one film each, `coverage`
+keep "present" in their set, of those who do not `coverage` keep "absent". A set of both, or of neither, says that the film does
+not decide. The same film is always told the same.
 Fitted by `training/trust/conformal.py`.
 """
 

@@ -201,17 +201,35 @@ def pointing() -> str:
 
 
 def conformal() -> str:
-    """What the conformal sets of the findings cover on `test`, label by label, from the adapter's own card."""
-    card = json.loads((ROOT / "adapters" / "library" / "cxr-findings" / "card.json").read_text(encoding="utf-8"))
-    names = ["coverage where present", "coverage where absent", "coverage where absent, by patient", "undecided"]
-    of = {(one["label"], one["name"]): one for one in card["metrics"] if one["split"] == "test"}
+    """What conformal sets cover, over new splits by patient and on the one split there is, label by label."""
+    told = Result.read("coverage")
+    of = {(m["source"], m["label"], m["group"], m["by"], m["name"]): m for m in told.measures}
     rows = []
-    for label, threshold in zip(card["labels"], card["conformal"]["thresholds"], strict=True):
-        mark = "" if threshold > 0 else " (too few on val: never ruled out)"
-        cells = [_interval(of[label, name]) if (label, name) in of else "-" for name in names]
-        rows.append([label + mark, str(of[label, names[0]]["positives"]), *cells])
-    means = [_interval(of["", f"{name} mean"]) if ("", f"{name} mean") in of else "-" for name in names]
-    return table(["label", "films with it", *names], [*rows, ["mean of those that can be ruled out", "", *means]])
+    for adapter, label in dict.fromkeys((one["source"], one["label"]) for one in told.measures):
+        cells: list[str] = []
+        for group in ("with it", "without it"):
+            found = {name: of.get((adapter, label, group, *name)) for name in COVERED}
+            cells += [_covered(found, "new splits"), _covered(found, "val to test")]
+        patients = [
+            f"{of[adapter, label, 'with it', 'val to test', f'patients of {split}']['value']:.0f}" for split in ("val", "test")
+        ]
+        rows.append([f"`{adapter}`", label, ", ".join(patients), *cells])
+    heads = [f"{group}: {by}" for group in ("with it", "without") for by in ("new splits", "val to test")]
+    notes = " ".join(section["note"].partition(" New splits:")[0] for section in told.content["sections"])
+    star = "*: less than one new split in twenty lies as far from the mean."
+    shown = table(["adapter", "label", "patients with it (val, test)", *heads], rows)
+    return f"{shown}\n\n{star} {notes}\n\n`{told.content['about']['command']}`; {told.content['about']['hardware']}."
+
+
+COVERED = (("new splits", "coverage"), ("val to test", "coverage"), ("new splits", "new splits as far off"))
+
+
+def _covered(found: dict[tuple[str, str], Any], by: str) -> str:
+    one = found[by, "coverage"]
+    if one is None:
+        return "-"
+    is_odd = by == "val to test" and found["new splits", "new splits as far off"]["value"] < 0.05
+    return _interval(one) + (" *" if is_odd else "")
 
 
 FIGURES: dict[str, Callable[[], str]] = {
