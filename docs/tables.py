@@ -210,9 +210,8 @@ def conformal() -> str:
         for group in ("with it", "without it"):
             found = {name: of.get((adapter, label, group, *name)) for name in COVERED}
             cells += [_covered(found, "new splits"), _covered(found, "val to test")]
-        patients = [
-            f"{of[adapter, label, 'with it', 'val to test', f'patients of {split}']['value']:.0f}" for split in ("val", "test")
-        ]
+        counts = [of[adapter, label, "with it", "val to test", f"patients of {split}"] for split in ("val", "test")]
+        patients = [f"{one['value']:.0f}" for one in counts]
         rows.append([f"`{adapter}`", label, ", ".join(patients), *cells])
     heads = [f"{group}: {by}" for group in ("with it", "without") for by in ("new splits", "val to test")]
     notes = " ".join(section["note"].partition(" New splits:")[0] for section in told.content["sections"])
