@@ -7,12 +7,14 @@ outside what the new ones give, its patients differ.
 
     own        the set as the two thresholds make it, which the stated coverage is about
     served     as it is told: a set of neither is told as undecided, and of classes the likeliest is always left. Never less
+    by film    the same as own with every film alike, so that patients with many count more: not what is stated
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +25,28 @@ from training.trust.conformal import covered, fit_conformal, in_set, set_words, 
 from training.trust.trust_metrics import Judged
 
 
+class Counts(NamedTuple):
+    """One coverage, counted three ways (see above)."""
+
+    own: Estimate
+    served: Estimate
+    by_film: Estimate
+
+
 @dataclass(frozen=True)
 class Coverage:
     """Of patients with the label (held) or without it, one film of each: the share whose set holds the truth.
 
     patients: of val and of test, that have such films. resplit: the mean over new splits, and between what 95 % of them lie.
-    one: on test, by the thresholds fitted on val, with the bootstrap over patients of test. Both as served too.
+    one: on test, by the thresholds fitted on val, with the bootstrap over patients of test.
     as_far: the share of new splits that lie as far from their mean as `one` does.
     """
 
     label: str
     held: bool
     patients: tuple[int, int]
-    resplit: Estimate
-    resplit_served: Estimate
-    one: Estimate
-    one_served: Estimate
+    resplit: Counts
+    one: Counts
     as_far: float
 
 
@@ -48,20 +56,19 @@ def coverages(val: Judged, test: Judged, conformal: Conformal, splits: int, seed
     dealt = []
     for rest, fitted in _refitted(pool, len(set(val.patients)), conformal, splits, seed):
         even = np.ones((1, len(rest.truth)))
-        dealt.append({side: [statistic(even)[0] for statistic in pair] for side, pair in rates(rest, fitted).items()})
+        dealt.append({side: [statistic(even)[0] for statistic in counted] for side, counted in rates(rest, fitted).items()})
     made = []
-    for (k, held), pair in rates(test, conformal).items():
-        shares = np.array([one[k, held] for one in dealt])  # (splits, own and served)
-        (resplit, resplit_served), (one, one_served) = map(_spread, shares.T), map(draws.estimate, pair)
-        as_far = np.abs(shares[:, 0] - resplit.value) >= abs(one.value - resplit.value) - 1e-9
+    for (k, held), counted in rates(test, conformal).items():
+        shares = np.array([one[k, held] for one in dealt])  # (splits, 3)
+        resplit, one = Counts(*map(_spread, shares.T)), Counts(*map(draws.estimate, counted))
+        as_far = np.abs(shares[:, 0] - resplit.own.value) >= abs(one.own.value - resplit.own.value) - 1e-9
         patients = (_patients(val, k, held), _patients(test, k, held))
-        told = (resplit, resplit_served, one, one_served)
-        made.append(Coverage(val.labels[k], held, patients, *told, float(as_far.mean())))
+        made.append(Coverage(val.labels[k], held, patients, resplit, one, float(as_far.mean())))
     return tuple(made)
 
 
-def rates(judged: Judged, conformal: Conformal) -> dict[tuple[int, bool], tuple[Statistic, Statistic]]:
-    """By label and truth: coverage by patient, of the sets themselves and as they are served."""
+def rates(judged: Judged, conformal: Conformal) -> dict[tuple[int, bool], tuple[Statistic, Statistic, Statistic]]:
+    """By label and truth: coverage of the sets themselves, as they are served, and by film."""
     served = covered(set_words(conformal, judged.probabilities), judged.truth)
     made = {}
     for held in (True, False) if conformal.absent else (True,):
@@ -71,6 +78,7 @@ def rates(judged: Judged, conformal: Conformal) -> dict[tuple[int, bool], tuple[
             made[k, held] = (
                 share_of(own[:, k], chosen, judged.patients),
                 share_of(served[:, k], chosen, judged.patients),
+                share_of(own[:, k], chosen),
             )
     return made
 
