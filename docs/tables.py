@@ -206,29 +206,32 @@ def conformal() -> str:
     of = {(m["source"], m["label"], m["group"], m["by"], m["name"]): m for m in told.measures}
     rows = []
     for adapter, label in dict.fromkeys((one["source"], one["label"]) for one in told.measures):
-        cells: list[str] = []
-        for group in ("with it", "without it"):
-            found = {name: of.get((adapter, label, group, *name)) for name in COVERED}
-            cells += [_covered(found, "new splits"), _covered(found, "val to test")]
+        places = [(group, by) for group in ("with it", "without it") for by in COVERED]
+        found = [of.get((adapter, label, *place, "coverage")) for place in places]
+        cells = ["-" if one is None else _interval(one) for one in found]
         counts = [of[adapter, label, "with it", "val to test", f"patients of {split}"] for split in ("val", "test")]
         patients = [f"{one['value']:.0f}" for one in counts]
         rows.append([f"`{adapter}`", label, ", ".join(patients), *cells])
     heads = [f"{group}: {by}" for group in ("with it", "without") for by in ("new splits", "val to test")]
-    notes = " ".join(section["note"].partition(" New splits:")[0] for section in told.content["sections"])
-    star = "*: less than one new split in twenty lies as far from the mean."
     shown = table(["adapter", "label", "patients with it (val, test)", *heads], rows)
-    return f"{shown}\n\n{star} {notes}\n\n`{told.content['about']['command']}`; {told.content['about']['hardware']}."
+    sections = " ".join(f"`{one['title']}`: {one['note']}" for one in told.content["sections"])
+    about = told.content["about"]
+    return f"{shown}\n\n{sections} {_odd(told)} {_by_film(told)}\n\n`{about['command']}`; {about['hardware']}."
 
 
-COVERED = (("new splits", "coverage"), ("val to test", "coverage"), ("new splits", "new splits as far off"))
+COVERED = ("new splits", "val to test")
 
 
-def _covered(found: dict[tuple[str, str], Any], by: str) -> str:
-    one = found[by, "coverage"]
-    if one is None:
-        return "-"
-    is_odd = by == "val to test" and found["new splits", "new splits as far off"]["value"] < 0.05
-    return _interval(one) + (" *" if is_odd else "")
+def _odd(told: Result, shown: int = 4) -> str:
+    """Where the one split is furthest for chance."""
+    far = sorted((one for one in told.measures if one["name"] == "new splits as far off"), key=lambda one: one["value"])
+    odd = ", ".join(f"{one['label']} {one['group']} {one['value']:.2f}" for one in far[:shown])
+    return f"Of the {len(far)} lines the one split is oddest for (share of new splits as far from their mean): {odd}."
+
+
+def _by_film(told: Result) -> str:
+    held = [one["value"] for one in told.measures if (one["by"], one["name"]) == ("new splits", "coverage by film")]
+    return f"With every film alike the means over new splits are {min(held):.2f} to {max(held):.2f}."
 
 
 FIGURES: dict[str, Callable[[], str]] = {

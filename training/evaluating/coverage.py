@@ -73,6 +73,7 @@ def main() -> None:
         "seed": chosen.seed,
         "bootstrap": f"{chosen.resamples} resamples of patients of test, {LEVEL:.0%} percentile intervals",
         "hardware": hardware(),
+        "how to read it": READ_AS,
     }
     print(write_report(Report("What conformal sets cover", about, tuple(sections)), chosen.report).read_text())
 
@@ -91,7 +92,7 @@ def section(card: AdapterCard, val: Judged, test: Judged, splits: int, seed: int
     note = (
         f"Stated: {coverage} of patients, one film of each. {splits} new splits of {len(val.truth)} films of val and "
         f"{len(test.truth)} of test, {len(set(val.patients))} patients to fit on and {len(set(test.patients))} to measure on. "
-        f"{_within(found, coverage)} {READ_AS}"
+        f"{_within(found, coverage)}"
     )
     measures = tuple(measure for one in found for measure in _measures(card.name, one))
     table = Table(COLUMNS, tuple(_line(one) for one in found))
