@@ -3,8 +3,9 @@
     probability      0 ........... thresholds[k] ........... absent[k] ........... 1        (or the other way round)
     is in the set    absent        absent, present           present
 
-Both thresholds were fitted class by class (Mondrian, Vovk 2005): of films that have the finding `coverage` keep "present" in
-their set, of films that do not `coverage` keep "absent". A set of both, or of neither, says that the film does not decide.
+Both thresholds were fitted class by class (Mondrian, Vovk 2005): of patients who have the finding, one film each, `coverage`
+keep "present" in their set, of those who do not `coverage` keep "absent". A set of both, or of neither, says that the film does
+not decide. The same film is always told the same.
 Fitted by `training/trust/conformal.py`.
 """
 
@@ -26,27 +27,36 @@ def conformal_sets(conformal: Conformal, probabilities: npt.NDArray[np.float64])
     Of classes that exclude each other (no `absent` thresholds): "present" for the only one that is left, "absent" for
     those that are ruled out, "uncertain" for several that are left.
     """
-    may_be_present = left(conformal, probabilities)
-    if may_be_present is None:
+    possible = may_be(conformal, probabilities)
+    if possible is None:
+        return None
+    return tuple(_verdict(bool(p), bool(a)) for p, a in zip(*possible, strict=True))
+
+
+def may_be(
+    conformal: Conformal, probabilities: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
+    """probabilities (..., K) -> which labels may be present, and which absent; None where the card has no thresholds."""
+    present = left(conformal, probabilities)
+    if present is None:
         return None
     if conformal.absent:
-        may_be_absent = probabilities <= np.array(conformal.absent)
-    else:
-        others = may_be_present.sum() - may_be_present
-        may_be_absent = ~may_be_present | (others > 0)
-    return tuple(_verdict(bool(p), bool(a)) for p, a in zip(may_be_present, may_be_absent, strict=True))
+        return present, np.asarray(probabilities <= np.array(conformal.absent))
+    others = present.sum(axis=-1, keepdims=True) - present
+    return present, ~present | (others > 0)
 
 
 def left(conformal: Conformal, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_] | None:
-    """(K,) which labels are not ruled out; None where the card has no thresholds.
+    """(..., K) which labels are not ruled out; None where the card has no thresholds.
 
     Of classes that exclude each other the most probable is always left: a film is of one of them.
     """
     if conformal.coverage is None or not conformal.thresholds:
         return None
     kept = np.asarray(probabilities >= np.array(conformal.thresholds))
-    if not conformal.absent and len(kept) > 1 and not kept.any():
-        kept[int(np.argmax(probabilities))] = True
+    if not conformal.absent and kept.shape[-1] > 1:
+        likeliest = np.arange(kept.shape[-1]) == probabilities.argmax(axis=-1)[..., None]
+        kept = kept | (likeliest & ~kept.any(axis=-1, keepdims=True))
     return kept
 
 

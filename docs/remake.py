@@ -2,7 +2,7 @@
 
     checkpoint   what `vesalius pretrain` left, into foundation/weights (left out: the checkpoint that is there)
     adapters     `vesalius finetune` by each recipe, in the order in which one is made for another, into adapters/library
-    reports      `vesalius evaluate` of each, and the pointing game, into docs/results
+    reports      `vesalius evaluate` of each, the pointing game, and what conformal sets cover, into docs/results
     pages        the figures of README.md and MODEL_CARD.md (tables.py)
 
 Each part is one command of the command line, printed before it runs, its output in runs/remake/NAME.log. A part that is
@@ -98,7 +98,8 @@ def parts(manifest: str) -> list[Part]:
         options = [f"--where {one}" for one in where] + [f"--baseline {one}" for one in baselines]
         held.append(_report(name, f"vesalius evaluate {name} --manifest {manifest} --split test {' '.join(options)}"))
     pointing = f"{sys.executable} -m training.evaluating.explanations --manifest {manifest} --phantoms 120 --seed 0"
-    return [*held, _report("explanations", pointing)]
+    coverage = f"{sys.executable} -m training.evaluating.coverage --manifest {manifest}"
+    return [*held, _report("explanations", pointing), _report("coverage", coverage)]
 
 
 def _report(name: str, command: str) -> Part:

@@ -201,17 +201,37 @@ def pointing() -> str:
 
 
 def conformal() -> str:
-    """What the conformal sets of the findings cover on `test`, label by label, from the adapter's own card."""
-    card = json.loads((ROOT / "adapters" / "library" / "cxr-findings" / "card.json").read_text(encoding="utf-8"))
-    names = ["coverage where present", "coverage where absent", "coverage where absent, by patient", "undecided"]
-    of = {(one["label"], one["name"]): one for one in card["metrics"] if one["split"] == "test"}
+    """What conformal sets cover, over new splits by patient and on the one split there is, label by label."""
+    told = Result.read("coverage")
+    of = {(m["source"], m["label"], m["group"], m["by"], m["name"]): m for m in told.measures}
     rows = []
-    for label, threshold in zip(card["labels"], card["conformal"]["thresholds"], strict=True):
-        mark = "" if threshold > 0 else " (too few on val: never ruled out)"
-        cells = [_interval(of[label, name]) if (label, name) in of else "-" for name in names]
-        rows.append([label + mark, str(of[label, names[0]]["positives"]), *cells])
-    means = [_interval(of["", f"{name} mean"]) if ("", f"{name} mean") in of else "-" for name in names]
-    return table(["label", "films with it", *names], [*rows, ["mean of those that can be ruled out", "", *means]])
+    for adapter, label in dict.fromkeys((one["source"], one["label"]) for one in told.measures):
+        places = [(group, by) for group in ("with it", "without it") for by in COVERED]
+        found = [of.get((adapter, label, *place, "coverage")) for place in places]
+        cells = ["-" if one is None else _interval(one) for one in found]
+        counts = [of[adapter, label, "with it", "val to test", f"patients of {split}"] for split in ("val", "test")]
+        patients = [f"{one['value']:.0f}" for one in counts]
+        rows.append([f"`{adapter}`", label, ", ".join(patients), *cells])
+    heads = [f"{group}: {by}" for group in ("with it", "without") for by in ("new splits", "val to test")]
+    shown = table(["adapter", "label", "patients with it (val, test)", *heads], rows)
+    sections = " ".join(f"`{one['title']}`: {one['note']}" for one in told.content["sections"])
+    about = told.content["about"]
+    return f"{shown}\n\n{sections} {_odd(told)} {_by_film(told)}\n\n`{about['command']}`; {about['hardware']}."
+
+
+COVERED = ("new splits", "val to test")
+
+
+def _odd(told: Result, shown: int = 4) -> str:
+    """Where the one split is furthest for chance."""
+    far = sorted((one for one in told.measures if one["name"] == "new splits as far off"), key=lambda one: one["value"])
+    odd = ", ".join(f"{one['label']} {one['group']} {one['value']:.2f}" for one in far[:shown])
+    return f"Of the {len(far)} lines the one split is oddest for (share of new splits as far from their mean): {odd}."
+
+
+def _by_film(told: Result) -> str:
+    held = [one["value"] for one in told.measures if (one["by"], one["name"]) == ("new splits", "coverage by film")]
+    return f"With every film alike the means over new splits are {min(held):.2f} to {max(held):.2f}."
 
 
 FIGURES: dict[str, Callable[[], str]] = {

@@ -17,7 +17,7 @@ class ClassifyBody(ImageBody):
 
 
 class ConformalVerdict(Answer):
-    """What can be said of a label so that a share of `coverage`, of films with it and of films without, is not told wrongly."""
+    """What can be said of a label so that of patients with it, and of patients without, `coverage` are not told wrongly."""
 
     coverage: float
     set: Literal["present", "absent", "uncertain"]

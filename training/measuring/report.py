@@ -64,7 +64,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """`rows` and `columns` name the fields of Measure that a table is laid out by; without measures only `tables`."""
+    """`rows` and `columns` name the fields of Measure that a table is laid out by; without measures only `tables`.
+
+    is_laid_out: False where `tables` say the measures better than such a table would; report.json has them either way.
+    """
 
     title: str
     note: str = ""
@@ -73,10 +76,11 @@ class Section:
     columns: tuple[str, ...] = ("by", "name")
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
+    is_laid_out: bool = True
 
     def layout(self) -> Table | None:
         """The measures as one table: first seen, first shown; counts stand in the leading columns."""
-        if not self.measures:
+        if not self.measures or not self.is_laid_out:
             return None
         cells: dict[tuple[str, ...], dict[str, Measure]] = {}
         heads: dict[str, None] = {}

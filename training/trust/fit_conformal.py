@@ -26,7 +26,7 @@ from training.manifests.manifest import Row, load_manifest
 from training.measuring.classified import classified
 from training.measuring.metrics import Floats
 from training.measuring.scoring import Running, read_rows
-from training.trust.conformal import COVERAGE, fit_conformal, least_patients
+from training.trust.conformal import COVERAGE, LEAST, fit_conformal
 from training.trust.trust_metrics import BY_PATIENT, MEAN, OF_SETS, Judged, is_of_sets, trust_metrics
 
 MANIFEST = "../shared/data/chest/manifest.jsonl"
@@ -54,15 +54,25 @@ def main() -> None:
 
 def with_conformal(backbone: Backbone, adapter: Adapter, rows: Sequence[Row], coverage: float) -> AdapterCard:
     """The adapter's card with thresholds from the rows of `val` and figures from those of `test`."""
-    sources = {record.source for record in adapter.card.data}
-    known = [row for row in rows if str(row.get("source", "")) in sources]
-    val, test = (judged(backbone, adapter, [row for row in known if row.split == split], split) for split in ("val", "test"))
-    many = adapter.card.is_multi_label
+    return with_thresholds(adapter.card, *held_out(backbone, adapter, rows), coverage)
+
+
+def with_thresholds(card: AdapterCard, val: Judged, test: Judged, coverage: float) -> AdapterCard:
+    """The card with thresholds from its probabilities on `val`, and figures from those on `test`."""
+    many = card.is_multi_label
     conformal = fit_conformal(val.probabilities, val.truth, val.patients, "val", is_multi_label=many, coverage=coverage)
     found = trust_metrics(test, conformal)
     replaced = {(metric.name, metric.split) for metric in found}
-    kept = tuple(one for one in adapter.card.metrics if (one.name, one.split) not in replaced and not is_of_sets(one))
-    return replace(adapter.card, conformal=conformal, metrics=kept + found)
+    kept = tuple(one for one in card.metrics if (one.name, one.split) not in replaced and not is_of_sets(one))
+    return replace(card, conformal=conformal, metrics=kept + found)
+
+
+def held_out(backbone: Backbone, adapter: Adapter, rows: Sequence[Row]) -> tuple[Judged, Judged]:
+    """`val` and `test` of the sources that the adapter was trained on."""
+    sources = {record.source for record in adapter.card.data}
+    known = [row for row in rows if str(row.get("source", "")) in sources]
+    val, test = (judged(backbone, adapter, [row for row in known if row.split == split], split) for split in ("val", "test"))
+    return val, test
 
 
 @torch.inference_mode()
@@ -107,7 +117,7 @@ def conformal_table(card: AdapterCard) -> str:
     if any(means):
         lines.append("| mean of those that can be ruled out | | " + " | ".join(_cell(metric) for metric in means) + " |")
     if not all(card.conformal.thresholds):
-        lines += ["", f"Never ruled out: fewer than {least_patients(coverage)} patients of 'val' have it."]
+        lines += ["", f"Never ruled out: fewer than {LEAST} patients of 'val' have it."]
     return "\n".join(lines) + "\n"
 
 
