@@ -39,7 +39,7 @@ from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
 from serving.residency import Residency
 from serving.transport import failure
-from serving.withdrawals import Withdrawals
+from serving.withdrawals import Where, Withdrawals
 from serving.works import Seen, Tools, Work, plan
 from serving.works.work import require_finite
 
@@ -85,6 +85,7 @@ class Prepared:
     error: Exception | None = None
     seconds: float = 0.0  # of its forward, where that ran in a lane
     is_computed: bool = False  # its adapters may leave the bank from here on
+    left: set[int] = field(default_factory=set)  # requests that were withdrawn, and are counted
 
     @property
     def rows(self) -> float:
@@ -222,7 +223,7 @@ class Engine:
                 return self._finish_all(prepared)
             except Exception as error:
                 prepared.error = error
-        return self._alone(prepared.batch.requests, prepared.error)
+        return self._alone(prepared, prepared.error)
 
     @property
     def _computing(self) -> list[Prepared]:
@@ -272,11 +273,14 @@ class Engine:
         self.compute(prepared)
         return self.finish(prepared)
 
-    def _alone(self, requests: Sequence[Request], error: Exception) -> list[Outcome]:
+    def _alone(self, prepared: Prepared, error: Exception) -> list[Outcome]:
         """Whatever the error was, the neighbours of who caused it must not suffer, and it must be told."""
-        if len(requests) == 1:
-            (lone,) = requests
-            return [failure(lone.id, error) if isinstance(error, VesaliusError) else fault(lone.id, error, lone.trace)]
+        requests = [request for request in prepared.batch.requests if request.id not in prepared.left]
+        if len(prepared.batch.requests) == 1:
+            return [
+                failure(one.id, error) if isinstance(error, VesaliusError) else fault(one.id, error, one.trace)
+                for one in requests
+            ]
         half = len(requests) // 2
         return self._run(requests[:half]) + self._run(requests[half:])
 
@@ -285,7 +289,7 @@ class Engine:
         """A request of which we know what is wrong fails alone; anything else raises."""
         for request in prepared.batch.requests:
             if request.id in self.withdrawn:
-                self.withdrawn.note("batch", rows_of(request))
+                self._note_left(prepared, request, "batch")
                 continue
             try:
                 prepared.planned.append((request, self._plan(request, prepared.pinned)))
@@ -310,7 +314,7 @@ class Engine:
         for request, work in planned:
             if request.id in self.withdrawn:
                 is_whole = all(view_key(view) in features for view in work.views)
-                self.withdrawn.note("answer" if is_whole else "batch", rows_of(request))
+                self._note_left(prepared, request, "answer" if is_whole else "batch")
                 continue
             seen = Seen(
                 tuple(features[view_key(view)] for view in work.views),
@@ -324,6 +328,11 @@ class Engine:
         for request, work, opening in openings:  # last: nothing after this may fail and run the batch again
             self._begin(request, work, opening, _ms_since(start))
         return outcomes + self._run_crowded(prepared.crowded, prepared.batch.requests)
+
+    def _note_left(self, prepared: Prepared, request: Request, where: Where) -> None:
+        """Once, also where the rest of the batch is run again."""
+        prepared.left.add(request.id)
+        self.withdrawn.note(where, rows_of(request))
 
     def _run_crowded(self, crowded: Sequence[Request], requests: Sequence[Request]) -> list[Outcome]:
         """In a batch of their own, once their neighbours are done; in halves where that was so from the first."""
