@@ -96,7 +96,7 @@ def _assemble(body: EmbeddingsBody, model: ModelInfo, text_places: Sequence[int]
 
 def _encoded(vector: Sequence[float], body: EmbeddingsBody) -> list[float] | str:
     if body.encoding_format == "float":
-        return [float(number) for number in vector]
+        return list(vector)
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
 
 
