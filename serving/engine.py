@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from serving.device import take_device
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
-from serving.looks import Look, Looks, view_key
+from serving.looks import Look, Looks
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
 from serving.residency import Residency
@@ -308,16 +309,16 @@ class Engine:
     def _finish_all(self, prepared: Prepared) -> list[Outcome]:
         assert prepared.look is not None
         start, outcomes, planned, texts = prepared.started, prepared.outcomes, prepared.planned, prepared.texts
-        features = self.looks.end(prepared.look)
+        features = iter(self.looks.end(prepared.look))
         self.withdrawn.note_forward(*prepared.look.rows_done)
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
+            own = [one for one in islice(features, len(work.views)) if one is not None]
             if request.id in self.withdrawn:
-                is_whole = all(view_key(view) in features for view in work.views)
-                self._note_left(prepared, request, "answer" if is_whole else "batch")
+                self._note_left(prepared, request, "answer" if len(own) == len(work.views) else "batch")
                 continue
             seen = Seen(
-                tuple(features[view_key(view)] for view in work.views),
+                tuple(own),
                 torch.stack([texts[text] for text in work.texts]) if work.texts else torch.zeros(0, 0),
             )
             if isinstance(work, ChatWork):
@@ -364,8 +365,7 @@ class Engine:
         work = ChatWork.of(request, self._tools, set(self._chats.adapters))  # NOTE: findings may have left the bank meanwhile
         features = self.looks.at([(request, view) for view in work.without_views])
         texts = self._read([(request, text) for text in work.texts])
-        seen = tuple(features[view_key(view)] for view in work.without_views)
-        return work.pictures(Seen(seen, torch.stack([texts[text] for text in work.texts])))
+        return work.pictures(Seen(features, torch.stack([texts[text] for text in work.texts])))
 
     def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
         """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""
