@@ -101,7 +101,7 @@ async def _work(
         found.slowest_s = max(found.slowest_s, round(took, 2))
         found.statuses[str(answer.status_code)] += 1
         wrong = _fault(answer)
-        if took > config.time_limit_s + SLACK_S or "was given up" in answer.text:
+        if took > config.wall_limit_s + SLACK_S or "was given up" in answer.text:
             found.hangs += 1
             wrong = wrong or f"took {took:.1f} s"
         if answer.status_code != 200:
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first mutant")
     parser.add_argument("--report", type=Path)
-    parser.add_argument("--limit", type=float, default=DecodeConfig.time_limit_s, help="seconds one film may take")
+    parser.add_argument("--limit", type=float, default=DecodeConfig.time_limit_s, help="seconds of processor one film may take")
     chosen = parser.parse_args()
     config = DecodeConfig(time_limit_s=chosen.limit, start_limit_s=600.0)
     keep = chosen.report.with_suffix("") if chosen.report else None

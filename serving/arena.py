@@ -11,6 +11,7 @@ holder.
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Arena:
 
     def read(self, place: int, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
         """A copy. Raises ValueError past the end, whatever a peer claims."""
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if place < 0 or count < 0 or place + count > self.size:
             raise ValueError("no such place in the arena")
         return np.frombuffer(self._memory, np.uint8, count, place).reshape(tuple(shape)).copy()

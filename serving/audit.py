@@ -8,25 +8,27 @@ write the files but does not know the secret can change, remove, reorder or add 
 log no longer reaches its head. Whoever puts back an older log together with its older head, or knows the secret, is
 shown by `expected`: a mark that a person noted down elsewhere.
 
-Each append holds a lock and starts from the head on disk, so several servers may share one log. The line is written
-before the head: a process killed between the two leaves a log that is longer than its head, and the next append heals it.
+Each append holds a lock and starts from the head on disk, so several servers may share one log; a head that is, to the
+byte, the one this server wrote last need not be read again. The line is written before the head: a process killed between
+the two leaves a log that is longer than its head, and the next append heals it.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import hmac
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from foundation.errors import InvalidRequest
+from serving.held_file import HeldFile, write_all
 from serving.home import make_home, read_secret
 
 LOG_FILE, HEAD_FILE, SECRET_FILE = "audit.jsonl", "audit.head", "secret.key"
@@ -65,35 +67,40 @@ class AuditLog:
     def __init__(self, home: Path | str | None = None) -> None:
         folder = make_home(home)
         secret = read_secret(folder / SECRET_FILE)
-        self.path, self._head_path = folder / LOG_FILE, folder / HEAD_FILE
+        self.path = folder / LOG_FILE
+        self._log, self._head = HeldFile(self.path), HeldFile(folder / HEAD_FILE)
+        self._written: tuple[bytes, Head] = (b"", Head())  # the head as it was written last
+        self._turn = threading.Lock()
         self._chain_key = _derived(secret, "audit chain")
         self._study_key = _derived(secret, "study")
 
     def study(self, digest: str) -> str:
         """A film's keyed hash: equal for equal films on this server, and nothing to anyone without its secret."""
-        return hmac.new(self._study_key, digest.encode(), hashlib.sha256).hexdigest()[:32]
+        return _hmac(self._study_key, digest.encode())[:32]
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add one line. Raises AuditError where it cannot be written or the log is not as it was left."""
         try:
-            with self._opened() as (log, head_file):
-                head = self._healed(log, self._read_head(head_file))
+            with self._locked() as (log, head_file):
+                head = self._healed(log, self._read_head(log, head_file))
                 at = datetime.now(UTC).isoformat(timespec="milliseconds")
-                body = {"n": head.lines + 1, "at": at, **entry, "previous": head.mark}
-                line = _encoded({**body, "mark": self._mark(body)}) + b"\n"
-                log.seek(head.end)
-                log.write(line)
-                self._write_head(head_file, Head(head.lines + 1, self._mark(body), head.end + len(line)))
+                body = _encoded({"n": head.lines + 1, "at": at, **entry, "previous": head.mark})
+                mark = _hmac(self._chain_key, body)
+                line = b'%s,"mark":"%s"}\n' % (body[:-1], mark.encode())
+                write_all(log, line, head.end)
+                self._write_head(head_file, Head(head.lines + 1, mark, head.end + len(line)))
         except (OSError, InvalidRequest):
             raise AuditError("the audit log cannot be written") from None
 
     def verify(self, expected: str = "") -> Verdict:
         """Read the log from its first line. expected: a mark noted down earlier, which must be among its lines."""
-        with self._opened() as (log, head_file):
-            head = self._read_head(head_file)
+        with self._locked() as (log, head_file):
+            head = self._read_head(log, head_file)
             if head is None:
                 return Verdict(Head(), "The head of the log is missing or changed, so nobody can say how long the log was.")
-            return self._walked(log, head, expected)
+            with open(log, "rb", closefd=False) as lines:
+                lines.seek(0)
+                return self._walked(lines, head, expected)
 
     def _walked(self, log: BinaryIO, head: Head, expected: str) -> Verdict:
         last, passes_head, passes_expected = Head(), head == Head(), not expected
@@ -126,18 +133,19 @@ class AuditLog:
             return None
         return Head(last.lines + 1, mark, last.end + len(line))
 
-    def _healed(self, log: BinaryIO, head: Head | None) -> Head:
+    def _healed(self, log: int, head: Head | None) -> Head:
         """The true end: past whole lines that a killed process wrote behind the head; half a line is taken off."""
-        size = log.seek(0, os.SEEK_END)
+        size = os.fstat(log).st_size
         if head is None and size:
             raise AuditError("the head of the audit log is missing or changed")
         head = head or Head()
         if size < head.end:
             raise AuditError("the audit log was cut")
-        log.seek(head.end)
-        for line in log.read().splitlines(keepends=True):
+        if size == head.end:
+            return head
+        for line in os.pread(log, size - head.end, head.end).splitlines(keepends=True):
             if not line.endswith(b"\n"):
-                log.truncate(head.end)
+                os.truncate(log, head.end)
                 break
             found = self._next(line, head)
             if found is None:
@@ -146,39 +154,46 @@ class AuditLog:
         return head
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-        """Log and head, unbuffered, for this process alone."""
-        with _private(self.path) as log, _private(self._head_path) as head:
+    def _locked(self) -> Iterator[tuple[int, int]]:
+        """Log and head, for this process and thread alone."""
+        with self._turn:
+            log, head = self._log.handle, self._head.handle
             fcntl.flock(log, fcntl.LOCK_EX)
-            yield log, head
+            try:
+                yield log, head
+            finally:
+                fcntl.flock(log, fcntl.LOCK_UN)
 
-    def _read_head(self, file: BinaryIO) -> Head | None:
+    def _read_head(self, log: int, file: int) -> Head | None:
         """The head; a new one where neither it nor a log was ever written; None where it is gone or not ours."""
-        text = file.read()
+        text = os.pread(file, 2 * _HEAD_BYTES, 0)
         if not text:
-            return Head() if not self.path.stat().st_size else None
+            return Head() if not os.fstat(log).st_size else None
+        if text == self._written[0]:
+            return self._written[1]
         try:
             plain = json.loads(text)
             seal = plain.pop("seal")
             head = Head(**plain)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return head if hmac.compare_digest(str(seal), self._mark(asdict(head))) else None
+        return head if hmac.compare_digest(str(seal), self._mark(vars(head))) else None
 
-    def _write_head(self, file: BinaryIO, head: Head) -> None:
-        file.seek(0)
-        file.write(_encoded({**asdict(head), "seal": self._mark(asdict(head))}).ljust(_HEAD_BYTES))
+    def _write_head(self, file: int, head: Head) -> None:
+        text = _encoded({**vars(head), "seal": self._mark(vars(head))}).ljust(_HEAD_BYTES)
+        write_all(file, text, 0)
+        self._written = text, head
 
     def _mark(self, body: Mapping[str, Any]) -> str:
-        return hmac.new(self._chain_key, _encoded(body), hashlib.sha256).hexdigest()
+        return _hmac(self._chain_key, _encoded(body))
 
 
-def _private(path: Path) -> BinaryIO:
-    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+def _hmac(key: bytes, content: bytes) -> str:
+    return hmac.digest(key, content, "sha256").hex()
 
 
 def _derived(secret: bytes, purpose: str) -> bytes:
-    return hmac.new(secret, purpose.encode(), hashlib.sha256).digest()
+    return hmac.digest(secret, purpose.encode(), "sha256")
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -29,6 +30,7 @@ def key_from_environment() -> str | None:
     return os.environ.get(KEY_VARIABLE) or None
 
 
+@lru_cache(256)
 def is_loop_back(host: str) -> bool:
     """Whether a host name or address can only be reached from this machine."""
     if host.lower() == "localhost":

@@ -1,7 +1,7 @@
 """DecodePool: bytes in, films out, each decoded in a confined process that can be lost without harm.
 
-A decoder that crashes or hangs is killed and replaced, and the film that did it is refused as unreadable; films of
-others are untouched. The event loop never holds more than the bytes on their way. See `decode_process.py` for the
+A decoder that crashes or takes too long (decode_limit.py) is killed and replaced, and the film that did it is refused; films
+of others are untouched. The event loop never holds more than the bytes on their way. See `decode_process.py` for the
 other side.
 """
 
@@ -24,6 +24,7 @@ from foundation.errors import (
     VesaliusError,
 )
 from serving.arena import Arena
+from serving.decode_limit import DecodeLimit
 from serving.messages import Film, RawFilm
 from serving.spawn import end, kill, spawn
 from serving.transport import AsyncChannel, PeerLostError, film_from_plain, mask_file_to_plain, raw_film_to_plain
@@ -41,10 +42,14 @@ _REFUSALS = (FilmTooLarge, FilmUnreadable, FilmUnsupported, InvalidRequest)
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """processes: films decoded at the same time. time_limit_s and memory_bytes: what one film may take."""
+    """processes: films decoded at the same time. time_limit_s (of processor) and memory_bytes: what one film may take.
+
+    wall_limit_s: of the clock, for a film that takes no processor, or is given none.
+    """
 
     processes: int = 2
     time_limit_s: float = 20.0
+    wall_limit_s: float = 120.0
     memory_bytes: int = 4 * GIB
     max_waiting: int = 256
     start_limit_s: float = 60.0
@@ -120,7 +125,7 @@ class DecodePool:
             raise Overloaded("Too many films wait to be decoded. Try again in a moment.", retry_after_s=1.0)
         self._waiting += 1
         try:
-            decoder = await asyncio.wait_for(self._idle.get(), self.config.start_limit_s)
+            decoder = await self._next_idle()
         except TimeoutError:
             raise EngineUnavailable("No decoder became free in time. Try again later.") from None
         except asyncio.CancelledError:
@@ -134,22 +139,27 @@ class DecodePool:
             self.withdrawn += 1
             raise
 
+    async def _next_idle(self) -> _Decoder:
+        """Raises TimeoutError."""
+        if not self._idle.empty():
+            return self._idle.get_nowait()
+        return await asyncio.wait_for(self._idle.get(), self.config.start_limit_s)
+
     async def _do_with(self, decoder: _Decoder, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        config, process = self.config, decoder.process
+        limit = DecodeLimit(process.pid, config.time_limit_s, config.wall_limit_s, lambda: kill(process))
         try:
-            async with asyncio.timeout(self.config.time_limit_s):
-                await decoder.channel.send(message)
-                reply = await decoder.channel.receive()
-                if reply["kind"] == "film":  # read before the decoder is asked again
-                    reply["film"] = film_from_plain(reply["film"], decoder.arena)
-        except TimeoutError:
-            self._replace(decoder)
-            raise FilmUnreadable(
-                f"The film took longer than {self.config.time_limit_s:g} seconds to decode, and was given up. "
-                "Send it uncompressed, or fewer frames."
-            ) from None
+            await decoder.channel.send(message)
+            reply = await decoder.channel.receive()
+            if reply["kind"] == "film":  # read before the decoder is asked again
+                reply["film"] = film_from_plain(reply["film"], decoder.arena)
         except PeerLostError:
             self._replace(decoder)
+            if limit.passed is not None:
+                raise limit.passed from None
             raise
+        finally:
+            limit.stop()
         self._idle.put_nowait(decoder)
         if reply["kind"] == "refused":
             raise _error(reply)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +35,12 @@ from serving.device import take_device
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
-from serving.looks import Looks, Sighting, view_key
+from serving.looks import Looks, Sighting
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
 from serving.residency import Residency
 from serving.transport import failure
-from serving.withdrawals import Withdrawals
+from serving.withdrawals import Where, Withdrawals
 from serving.works import Seen, Tools, Work, plan
 from serving.works.work import require_finite
 
@@ -85,6 +86,7 @@ class Prepared:
     error: Exception | None = None
     seconds: float = 0.0  # of its forward, where that ran in a lane
     is_computed: bool = False  # its adapters may leave the bank from here on
+    left: set[int] = field(default_factory=set)  # requests that were withdrawn, and are counted
 
     @property
     def rows(self) -> float:
@@ -222,7 +224,7 @@ class Engine:
                 return self._finish_all(prepared)
             except Exception as error:
                 prepared.error = error
-        return self._alone(prepared.batch.requests, prepared.error)
+        return self._alone(prepared, prepared.error)
 
     @property
     def _computing(self) -> list[Prepared]:
@@ -272,11 +274,14 @@ class Engine:
         self.compute(prepared)
         return self.finish(prepared)
 
-    def _alone(self, requests: Sequence[Request], error: Exception) -> list[Outcome]:
+    def _alone(self, prepared: Prepared, error: Exception) -> list[Outcome]:
         """Whatever the error was, the neighbours of who caused it must not suffer, and it must be told."""
-        if len(requests) == 1:
-            (lone,) = requests
-            return [failure(lone.id, error) if isinstance(error, VesaliusError) else fault(lone.id, error, lone.trace)]
+        requests = [request for request in prepared.batch.requests if request.id not in prepared.left]
+        if len(prepared.batch.requests) == 1:
+            return [
+                failure(one.id, error) if isinstance(error, VesaliusError) else fault(one.id, error, one.trace)
+                for one in requests
+            ]
         half = len(requests) // 2
         return self._run(requests[:half]) + self._run(requests[half:])
 
@@ -285,7 +290,7 @@ class Engine:
         """A request of which we know what is wrong fails alone; anything else raises."""
         for request in prepared.batch.requests:
             if request.id in self.withdrawn:
-                self.withdrawn.note("batch", rows_of(request))
+                self._note_left(prepared, request, "batch")
                 continue
             try:
                 prepared.planned.append((request, self._plan(request, prepared.pinned)))
@@ -306,16 +311,16 @@ class Engine:
     def _finish_all(self, prepared: Prepared) -> list[Outcome]:
         assert prepared.sighting is not None
         start, outcomes, planned, texts = prepared.started, prepared.outcomes, prepared.planned, prepared.texts
-        features = self.looks.end(prepared.sighting)
+        features = iter(self.looks.end(prepared.sighting))
         self.withdrawn.note_forward(*prepared.sighting.rows_done)
         openings: list[tuple[Request, ChatWork, Opening]] = []
         for request, work in planned:
+            own = [one for one in islice(features, len(work.views)) if one is not None]
             if request.id in self.withdrawn:
-                is_whole = all(view_key(view) in features for view in work.views)
-                self.withdrawn.note("answer" if is_whole else "batch", rows_of(request))
+                self._note_left(prepared, request, "answer" if len(own) == len(work.views) else "batch")
                 continue
             seen = Seen(
-                tuple(features[view_key(view)] for view in work.views),
+                tuple(own),
                 torch.stack([texts[text] for text in work.texts]) if work.texts else torch.zeros(0, 0),
             )
             if isinstance(work, ChatWork):
@@ -326,6 +331,11 @@ class Engine:
         for request, work, opening in openings:  # last: nothing after this may fail and run the batch again
             self._begin(request, work, opening, _ms_since(start))
         return outcomes + self._run_crowded(prepared.crowded, prepared.batch.requests)
+
+    def _note_left(self, prepared: Prepared, request: Request, where: Where) -> None:
+        """Once, also where the rest of the batch is run again."""
+        prepared.left.add(request.id)
+        self.withdrawn.note(where, rows_of(request))
 
     def _run_crowded(self, crowded: Sequence[Request], requests: Sequence[Request]) -> list[Outcome]:
         """In a batch of their own, once their neighbours are done; in halves where that was so from the first."""
@@ -357,8 +367,7 @@ class Engine:
         work = ChatWork.of(request, self._tools, set(self._chats.adapters))  # NOTE: findings may have left the bank meanwhile
         features = self.looks.at([(request, view) for view in work.without_views])
         texts = self._read([(request, text) for text in work.texts])
-        seen = tuple(features[view_key(view)] for view in work.without_views)
-        return work.pictures(Seen(seen, torch.stack([texts[text] for text in work.texts])))
+        return work.pictures(Seen(features, torch.stack([texts[text] for text in work.texts])))
 
     def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
         """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""

@@ -9,6 +9,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from foundation.backbone import ImageFeatures
 from foundation.look import Look
 from foundation.towers import TrunkState
@@ -21,32 +23,27 @@ from serving.works.work import View
 if TYPE_CHECKING:
     from foundation.backbone import Backbone
 
-ViewKey = tuple[bytes, Look, int]
-FilmKey = tuple[bytes, Look]
+ViewKey = tuple[str, Look, int]
+FilmKey = tuple[str, Look]
 STATES_SHARE = 4  # one part in so many of the bytes is for states on the way
-
-
-def view_key(view: View) -> ViewKey:
-    """Equal for equal pixels in the same look through the same adapter."""
-    return view.pixels.tobytes(), view.look, view.slot
 
 
 @dataclass(frozen=True, eq=False)
 class _Ask:
-    """One view one request asks for; its pixels as bytes and their digest are made once a batch."""
+    """One view one request asks for, and the digest of its pixels."""
 
     request: Request
     view: View
-    pixels: bytes
     digest: str
 
     @property
     def key(self) -> ViewKey:
-        return self.pixels, self.view.look, self.view.slot
+        """Equal for equal pixels in the same look through the same adapter."""
+        return self.digest, self.view.look, self.view.slot
 
     @property
     def film(self) -> FilmKey:
-        return self.pixels, self.view.look
+        return self.digest, self.view.look
 
     def held_as(self, block: int = THE_END) -> FeatureKey:
         """The key of the view's features, or, with a block, of the base's state before it, which no adapter has touched."""
@@ -99,11 +96,11 @@ class Looks:
         self._features.forget(tenant, study)
         self._states.forget(tenant, study)
 
-    def at(self, asked: Sequence[tuple[Request, View]]) -> dict[ViewKey, ImageFeatures]:
-        """Each distinct view's features (B = 1). What anyone misses is computed, whoever else has it."""
+    def at(self, asked: Sequence[tuple[Request, View]]) -> tuple[ImageFeatures, ...]:
+        """The features of each view (B = 1). What anyone misses is computed, whoever else has it."""
         sighting = self.begin(asked)
         sighting.compute()
-        return self.end(sighting)
+        return tuple(features for features in self.end(sighting) if features is not None)
 
     def begin(self, asked: Sequence[tuple[Request, View]], withdrawn: Container[int] = ()) -> Sighting:
         """What is at hand, and the forward that is missing.
@@ -121,8 +118,8 @@ class Looks:
                 found[ask.key] = held
         return self._missing(missing, asks, found, withdrawn)
 
-    def end(self, sighting: Sighting) -> dict[ViewKey, ImageFeatures]:
-        """All features, once they are computed, but of films that were left out; what may be kept is."""
+    def end(self, sighting: Sighting) -> list[ImageFeatures | None]:
+        """The features of each view, once they are computed, None for one that was left out; what may be kept is."""
         found = sighting.found
         for (index, block), state in sighting.looked.states.items():
             for ask in sighting.askers[sighting.names[index]]:
@@ -132,7 +129,7 @@ class Looks:
         for ask in sighting.asks:
             if ask.request.stores and self._features.capacity_bytes and ask.key in found:
                 self._features.put(ask.held_as(), found[ask.key])
-        return found
+        return [found.get(ask.key) for ask in sighting.asks]
 
     def _missing(
         self,
@@ -143,8 +140,8 @@ class Looks:
     ) -> Sighting:
         """One forward over what is missing; states on the way are taken from where they are held."""
         films: dict[FilmKey, list[View]] = {}
-        for (pixels, look, _), view in missing.items():
-            films.setdefault((pixels, look), []).append(view)
+        for (digest, size, _), view in missing.items():
+            films.setdefault((digest, size), []).append(view)
         askers: dict[FilmKey, list[_Ask]] = {}
         for ask in asks:
             askers.setdefault(ask.film, []).append(ask)
@@ -174,9 +171,9 @@ class Looks:
 
 
 def _asks(asked: Sequence[tuple[Request, View]]) -> Iterator[_Ask]:
-    digests: dict[bytes, str] = {}
+    digests: dict[int, str] = {}  # by the array: several views show one film
     for request, view in asked:
-        pixels = view.pixels.tobytes()
-        if pixels not in digests:
-            digests[pixels] = hashlib.sha256(pixels).hexdigest()
-        yield _Ask(request, view, pixels, digests[pixels])
+        place = id(view.pixels)
+        if place not in digests:
+            digests[place] = hashlib.sha256(np.ascontiguousarray(view.pixels).data).hexdigest()
+        yield _Ask(request, view, digests[place])

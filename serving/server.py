@@ -171,6 +171,7 @@ def uvicorn_config(config: ServerConfig, app: FastAPI) -> uvicorn.Config:
         ssl_certfile=config.tls.certificate if config.tls else None,
         ssl_keyfile=config.tls.key if config.tls else None,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who stands behind a proxy
         lifespan="off",
         timeout_graceful_shutdown=int(config.drain_s),
     )

@@ -5,17 +5,18 @@ Only what lies in the store can be loaded, by its name. Nothing pauses: who aske
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
 from adapters.card import check_name
 from foundation.errors import InvalidRequest
 from serving.api.answers import documented, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Service, service_of
 from serving.call import current_call
 from serving.schemas.adapters import LoadAnswer, LoadBody, UnloadAnswer, VllmLoadBody, VllmUnloadBody
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 
 
 @router.post("/v1/adapters/{name}", **documented(LoadBody, LoadAnswer, may_be_empty=True))

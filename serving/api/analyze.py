@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest, VesaliusError
 from foundation.preprocess import InputContract
 from serving.api import anomaly, classify, segment, zero_shot
 from serving.api.answers import documented, film_report, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.http_errors import error_from
@@ -24,7 +25,7 @@ from serving.schemas.analyze import AnalyzeAnswer, AnalyzeBody, AnalyzeResult, A
 from serving.schemas.common import ErrorReport, Provenance
 from serving.schemas.zero_shot import ZeroShotBody
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 OF_ADAPTERS: tuple[Operation, ...] = ("classify", "segment", "anomaly")
 Planned = tuple[Operation, ModelInfo, dict[str, Any]]
 

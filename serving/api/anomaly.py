@@ -7,20 +7,21 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from adapters.tasks.heat import heat_png
 from foundation.errors import VesaliusError
 from foundation.preprocess import InputContract, to_film
 from serving.api.answers import documented, item, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count
 from serving.schemas.anomaly import AnomalyAnswer, AnomalyBody, AnomalyItem, HeatPicture
 from serving.schemas.common import FilmInput
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 
 
 @router.post("/v1/anomaly", **documented(AnomalyBody, AnomalyAnswer))

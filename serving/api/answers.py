@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -26,25 +26,26 @@ class CallerLeftError(Exception):
     """The caller closed the connection; there is no one to answer."""
 
 
-async def while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, and cancel it when the caller leaves: nobody waits for the answer any more."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_leaving(http))
+async def while_connected(http: Request, work: Awaitable[T]) -> T:
+    """Await `work`, and cancel it when the caller leaves: nobody waits for the answer any more. Raises CallerLeftError."""
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    cancelled_before = waiting.cancelling()
+    watch = asyncio.create_task(_cancel_on_leaving(http, waiting))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise CallerLeftError
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.done() and waiting.uncancel() <= cancelled_before:
+            raise CallerLeftError from None
+        raise
     finally:
         watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
-async def _leaving(http: Request) -> None:
+async def _cancel_on_leaving(http: Request, waiting: asyncio.Task[Any]) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
+    waiting.cancel()
 
 
 def film_report(film: Film | None, include_film: bool) -> FilmReport | None:

@@ -9,21 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import Lifespan
 
-from foundation.errors import InvalidRequest, VesaliusError
+from foundation.errors import VesaliusError
 from serving.api import adapters, analyze, anomaly, chat, classify, embeddings, fuse, health, kept, models, segment, zero_shot
 from serving.api.observer import Observer
+from serving.api.routes import add_routes
 from serving.api.service import Service
 from serving.api.trail import Trail
 from serving.auth import KeyGuard, operator_ring
 from serving.gateway import Gateway
-from serving.http_errors import error_response, on_http_exception, on_vesalius_error
+from serving.http_errors import on_http_exception, on_vesalius_error
 from serving.keys import KeyRing
 from serving.ledger import Ledger
 from serving.limits import ServerLimits
@@ -32,7 +30,6 @@ from serving.schemas.analyze import AnalyzeBody
 from serving.schemas.anomaly import AnomalyBody
 from serving.schemas.chat import ChatBody
 from serving.schemas.classify import ClassifyBody
-from serving.schemas.common import ErrorAnswer
 from serving.schemas.embeddings import EmbeddingsBody
 from serving.schemas.fuse import FuseBody
 from serving.schemas.segment import SegmentBody
@@ -52,7 +49,8 @@ _BODIES = (
     VllmLoadBody,
     VllmUnloadBody,
 )
-_ROUTES = (zero_shot, classify, segment, anomaly, fuse, analyze, embeddings, chat, models, adapters, kept, health)
+_ROUTES = (classify, zero_shot, embeddings, chat, analyze, segment, anomaly, fuse, models, adapters, kept, health)
+"""They are looked through in this order."""
 
 
 class VesaliusApp(FastAPI):
@@ -92,18 +90,12 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     app.state.service = service
     for routes in _ROUTES:
-        app.include_router(routes.router)
+        add_routes(app, routes.router)
     app.add_middleware(KeyGuard, ring=keys or operator_ring(api_key), rates=ledger.rates() if ledger else None)
     app.add_middleware(Observer, metrics=service.metrics, trail=trail or Trail(None))
     app.add_exception_handler(VesaliusError, on_vesalius_error)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
     return app
-
-
-async def _on_bad_parameter(_: Request, __: Exception) -> JSONResponse:
-    return error_response(InvalidRequest("A parameter in the address has a value that cannot be used."))

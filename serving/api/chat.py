@@ -12,13 +12,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from foundation.errors import EngineUnavailable, VesaliusError
 from serving.api.answers import documented, film_report, json_answer, while_connected
 from serving.api.conversation import Conversation, read_conversation
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of, value_of
 from serving.http_errors import internal_error
 from serving.messages import Outcome
@@ -35,7 +36,7 @@ from serving.schemas.chat import (
 )
 from serving.schemas.common import Provenance
 
-router = APIRouter(tags=["chat"])
+router = routes("chat")
 
 
 class EventStream(StreamingResponse):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import VesaliusError
 from serving.api.answers import documented, item, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count
@@ -23,7 +24,7 @@ from serving.schemas.classify import (
 )
 from serving.schemas.common import FilmInput
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 
 
 @router.post("/v1/classify", **documented(ClassifyBody, ClassifyAnswer))

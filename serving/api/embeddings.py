@@ -7,18 +7,19 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest
 from serving.api.answers import documented, film_report, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count, check_texts
 from serving.schemas.common import FilmInput, Provenance, Timings
 from serving.schemas.embeddings import Embedding, EmbeddingExtras, EmbeddingsAnswer, EmbeddingsBody, EmbeddingUsage
 
-router = APIRouter(tags=["embeddings"])
+router = routes("embeddings")
 
 
 @router.post("/v1/embeddings", **documented(EmbeddingsBody, EmbeddingsAnswer))
@@ -95,7 +96,7 @@ def _assemble(body: EmbeddingsBody, model: ModelInfo, text_places: Sequence[int]
 
 def _encoded(vector: Sequence[float], body: EmbeddingsBody) -> list[float] | str:
     if body.encoding_format == "float":
-        return [float(number) for number in vector]
+        return list(vector)
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest
 from serving.api.answers import documented, film_report, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Service, service_of
 from serving.limits import check_count, check_texts
 from serving.messages import Film
 from serving.schemas.common import FilmReport, Provenance
 from serving.schemas.fuse import FuseAnswer, FuseBody, FusedResult
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 
 
 @router.post("/v1/fuse", **documented(FuseBody, FuseAnswer))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from serving.api.answers import json_answer
+from serving.api.routes import routes
 from serving.api.service import service_of
 from serving.schemas.models import FrontHealth, Health, ReadinessAnswer
 
-router = APIRouter(tags=["health"])
+router = routes("health")
 
 
 @router.get("/healthz", response_model=Health | FrontHealth)

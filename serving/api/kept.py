@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest
+from serving.api.routes import routes
 from serving.api.service import service_of
 from serving.call import current_call
 
-router = APIRouter(tags=["cache"])
+router = routes("cache")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from serving.api.answers import json_answer
+from serving.api.routes import routes
 from serving.api.service import service_of
 from serving.http_errors import ModelNotFound
 from serving.schemas.models import Model, ModelList
 
-router = APIRouter(tags=["models"])
+router = routes("models")
 
 
 @router.get("/v1/models", response_model=ModelList)

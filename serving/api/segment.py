@@ -7,12 +7,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest, VesaliusError
 from serving.api.answers import documented, item, json_answer, while_connected
 from serving.api.films import raw_film
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import check_count, check_texts
@@ -30,7 +31,7 @@ from serving.schemas.segment import (
     SegmentItem,
 )
 
-router = APIRouter(tags=["adapters"])
+router = routes("adapters")
 
 
 @router.post("/v1/segment", **documented(SegmentBody, SegmentAnswer, files=tuple(MASK_FILES)))

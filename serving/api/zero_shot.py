@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from foundation.errors import InvalidRequest, VesaliusError
 from serving.api.answers import documented, item, json_answer, while_connected
+from serving.api.routes import routes
 from serving.api.service import Asked, Service, service_of
 from serving.gateway import ModelInfo
 from serving.limits import ServerLimits, check_count, check_texts
@@ -28,7 +29,7 @@ from serving.schemas.zero_shot import (
     ZeroShotScore,
 )
 
-router = APIRouter(tags=["zero-shot"])
+router = routes("zero-shot")
 _one_film = TypeAdapter(list[LabelScore])
 _many_films = TypeAdapter(list[list[LabelScore]])
 _PLAIN_TEMPLATES = ("{}",)

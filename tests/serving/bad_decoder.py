@@ -1,4 +1,4 @@
-"""A decode process that does as its film says: hang, crash, or answer. Run by test_decode_pool.py."""
+"""A decode process that does as its film says: hang, spin, be late, crash, or answer. Run by test_decode_pool.py."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ for message in channel:
     data = message["raw"]["data"]
     if data == b"hang":
         time.sleep(60)
+    while data == b"spin":
+        pass
+    if data == b"late":
+        time.sleep(1.5)
     if data == b"crash":
         os._exit(1)
     channel.send({"kind": "film", "film": film_to_plain(Film(np.zeros((2, 2, 3), np.uint8), digest=data.decode()))})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,3 +171,42 @@ def test_a_secret_others_may_read_is_refused(log: AuditLog) -> None:
     (log.path.parent / "secret.key").chmod(0o644)
     with pytest.raises(InvalidRequest, match="chmod 600"):
         AuditLog(log.path.parent)
+
+
+def test_two_writers_of_one_process_take_turns(log: AuditLog) -> None:
+    other = AuditLog(log.path.parent)
+    for number in range(6):
+        (log, other)[number % 2].append({"number": number})
+    assert log.verify().is_whole
+    assert other.verify().head.lines == ENTRIES + 6
+
+
+def test_a_log_moved_away_is_missed_and_one_put_back_is_read(log: AuditLog) -> None:
+    kept = log.path.with_name("kept")
+    shutil.copy(log.path, kept)
+    log.path.unlink()
+    with pytest.raises(AuditError, match="cut"):
+        log.append({"operation": "into nothing"})
+    kept.replace(log.path)
+    log.append({"operation": "next"})
+    assert log.verify().is_whole
+    assert log.verify().head.lines == ENTRIES + 1
+
+
+def test_log_and_head_moved_away_together_begin_anew(log: AuditLog) -> None:
+    for path in (log.path, log.path.with_suffix(".head")):
+        path.rename(path.with_name("old-" + path.name))
+    log.append({"operation": "first"})
+    assert log.verify().head.lines == 1
+    assert len(log.path.with_name("old-audit.jsonl").read_bytes().splitlines()) == ENTRIES
+
+
+def test_a_full_disk_is_told_and_what_it_left_is_healed(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda handle, content, offset: own(handle, content[:9], offset))
+    with pytest.raises(AuditError, match="cannot be written"):
+        log.append({"operation": "too much"})
+    monkeypatch.undo()
+    log.append({"operation": "next"})
+    assert log.verify().is_whole
+    assert log.verify().head.lines == ENTRIES + 1

@@ -26,7 +26,6 @@ from serving.chat_work import ChatWork
 from serving.config import EngineConfig, ServerConfig
 from serving.engine import Engine
 from serving.evidence import reliance
-from serving.looks import view_key
 from serving.messages import Batch, ChatTurn, Outcome, Request, Sampling
 from serving.worker import Worker
 from serving.works import Seen
@@ -110,8 +109,8 @@ def test_training_builds_the_prompt_that_serving_builds(place: Path, findings: s
         features = engine.looks.at([(request, view) for view in views])
         texts = engine._read([(request, text) for text in work.texts])
         read = torch.stack([texts[text] for text in work.texts])
-        served = work.open(Seen(tuple(features[view_key(view)] for view in work.views), read))
-        pictures = work.pictures(Seen(tuple(features[view_key(view)] for view in views), read))
+        served = work.open(Seen(features[: len(work.views)], read))
+        pictures = work.pictures(Seen(features, read))
     assert served.picture is not None
     assert served.picture.findings == pictures[0].findings
     backbone = open_checkpoint(place / "checkpoint").backbone

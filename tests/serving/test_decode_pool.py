@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from live_api import png_film
 
-from foundation.errors import FilmUnreadable, FilmUnsupported, InvalidRequest
+from foundation.errors import DeadlineExceeded, FilmUnreadable, FilmUnsupported, InvalidRequest
 from foundation.preprocess import InputContract
 from serving.decode_pool import DecodeConfig, DecodePool
 from serving.decode_process import decode
@@ -42,23 +42,41 @@ def test_pool_films_equal_in_process_films_and_refusals_keep_their_kind() -> Non
     asyncio.run(body())
 
 
-@pytest.mark.parametrize(("what", "decoders"), [(b"hang", 1), (b"crash", 2)])  # a crash is tried once more
+@pytest.mark.parametrize(
+    ("what", "decoders", "error"),
+    [(b"spin", 1, FilmUnreadable), (b"hang", 1, DeadlineExceeded), (b"crash", 2, FilmUnreadable)],  # a crash is tried once more
+)
 def test_a_lost_decoder_is_replaced_and_only_its_film_is_refused(
-    what: bytes, decoders: int, monkeypatch: pytest.MonkeyPatch
+    what: bytes, decoders: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
     async def body() -> None:
-        pool = DecodePool(DecodeConfig(processes=1, time_limit_s=1.0, module="bad_decoder"))
+        pool = DecodePool(DecodeConfig(processes=1, time_limit_s=1.0, wall_limit_s=10.0, module="bad_decoder"))
         await pool.start()
         try:
             bad, good = await asyncio.gather(
                 pool.decode(RawFilm(what), CONTRACT), pool.decode(RawFilm(b"good"), CONTRACT), return_exceptions=True
             )
-            assert isinstance(bad, FilmUnreadable)
+            assert isinstance(bad, error)
             assert not isinstance(good, BaseException)
             assert good.digest == "good"
             assert pool.replaced == decoders
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
+def test_a_film_whose_decoder_is_given_no_processor_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=1, time_limit_s=0.5, module="bad_decoder"))
+        await pool.start()
+        try:
+            assert (await pool.decode(RawFilm(b"late"), CONTRACT)).digest == "late"
+            assert pool.replaced == 0
         finally:
             await pool.close()
 

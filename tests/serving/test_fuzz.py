@@ -13,7 +13,7 @@ from benchmarks.mutants import mutant, seeds
 from serving.decode_pool import DecodeConfig
 
 SEEDS = seeds()
-PATIENT = DecodeConfig(time_limit_s=60.0, start_limit_s=250.0)  # a loaded machine is slow, not hung
+PATIENT = DecodeConfig(time_limit_s=60.0, wall_limit_s=250.0, start_limit_s=250.0)  # a loaded machine is slow, not hung
 
 
 def test_damaged_films_are_answered_and_break_nothing() -> None:
@@ -27,7 +27,7 @@ def test_damaged_films_are_answered_and_break_nothing() -> None:
 def test_what_breaks_a_decoder_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Films that name what the test's decode process shall do; see bad_decoder.py."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    config = DecodeConfig(processes=1, time_limit_s=0.5, start_limit_s=250.0, module="bad_decoder")
+    config = DecodeConfig(processes=1, time_limit_s=0.5, wall_limit_s=2.0, start_limit_s=250.0, module="bad_decoder")
     crashed = asyncio.run(fuzz(1, config=config, held={"crash": b"crash"}, change=_as_it_is))
     assert (crashed.crashes, crashed.is_clean) == (2, False)  # a film is blamed the second time
     hung = asyncio.run(fuzz(1, config=config, held={"hang": b"hang"}, change=_as_it_is))

@@ -22,6 +22,8 @@ from serving.messages import Batch, Outcome, RawFilm, Request
 from serving.metrics import Metrics
 from serving.scheduler import Budget, Scheduler
 from serving.transport import request_to_plain
+from serving.works import Seen
+from serving.works.embed import EmbedImage
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,30 @@ def test_who_left_before_the_batch_was_planned_is_not_planned(engine: Engine) ->
     engine.withdrawn.add(1)
     assert [one.request_id for one in engine.run(Batch(tuple(embeds(1, 2))))] == [2]
     assert engine.withdrawn.tally()["withdrawn"] == {"batch": 1.0}
+
+
+@pytest.mark.parametrize("left_before_planning", [True, False])
+def test_who_left_a_batch_that_breaks_is_counted_once_and_breaks_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, left_before_planning: bool
+) -> None:
+    broken = noise_film(2)
+    own = EmbedImage.finish
+
+    def finish(work: EmbedImage, seen: Seen) -> dict[str, Any]:
+        if work.film is broken:
+            raise ArithmeticError("this film breaks its batch when it is finished")
+        return own(work, seen)
+
+    monkeypatch.setattr(EmbedImage, "finish", finish)
+    asked = [*embeds(1), Request(2, "embed_image", film=broken), *embeds(3)]
+    if left_before_planning:
+        engine.withdrawn.add(1)
+    prepared = engine.prepare(Batch(tuple(asked)))
+    engine.compute(prepared)
+    engine.withdrawn.add(1)
+    outcomes = {one.request_id: one.is_error for one in engine.finish(prepared)}
+    assert outcomes == {2: True, 3: False}
+    assert engine.withdrawn.tally()["withdrawn"] == {"batch" if left_before_planning else "answer": 1.0}
 
 
 class Busy:
