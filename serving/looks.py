@@ -140,8 +140,8 @@ class Looks:
     ) -> Sighting:
         """One forward over what is missing; states on the way are taken from where they are held."""
         films: dict[FilmKey, list[View]] = {}
-        for (digest, size, _), view in missing.items():
-            films.setdefault((digest, size), []).append(view)
+        for (digest, look, _), view in missing.items():
+            films.setdefault((digest, look), []).append(view)
         askers: dict[FilmKey, list[_Ask]] = {}
         for ask in asks:
             askers.setdefault(ask.film, []).append(ask)
