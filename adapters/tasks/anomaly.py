@@ -4,7 +4,7 @@
     memory          distance of each patch to the nearest of many normal ones    a handful of normal films
     reconstruction  what normal patches' main components cannot rebuild          a handful of normal films
     trained         a small map over the last two levels, and for the film as    abnormal or synthetic films
-                    a whole a linear reading of the levels before them
+                    a whole a linear reading of its levels
 
 Each branch gives a map (B, h, w) and a score for the film: of the text branch what the film's own embedding says, of others
 the mean of their strangest patches. A map is taken relative to what is usual at each place of normal
@@ -40,7 +40,6 @@ LABEL = "anomaly"
 BRANCHES = ("text", "memory", "reconstruction", "trained")
 QUANTILES = 257
 TRAINED_WIDTH = 32
-POOLS = ("mean", "std")
 TOP_SHARE = 0.08  # of the patches: their mean is the film's score
 PLACE_WEIGHT = 0.35  # how much a patch's place counts beside what it shows, whose vector has length one
 
@@ -63,7 +62,7 @@ class HeadShape:
     """The sizes of a head's tensors; what a card records. level_widths: of the last three levels.
 
     components: of normal patches, that rebuild others. places: (h, w) of what is usual where, (1, 1) being everywhere.
-    read_widths: of the first levels, that are read linearly; empty reads none.
+    read_widths: of the first levels, or all, that are read linearly, pooled by read_pools; empty reads none.
     """
 
     embed_dim: int
@@ -75,6 +74,7 @@ class HeadShape:
     components: int = 1
     places: tuple[int, int] = (1, 1)
     read_widths: tuple[int, ...] = ()
+    read_pools: tuple[str, ...] = ("mean", "std")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class AnomalyHead(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(width, TRAINED_WIDTH, 1) for width in shape.level_widths[1:])
         self.patch = nn.Conv2d(TRAINED_WIDTH, 1, 3, padding=1)
         self.whole = nn.Linear(shape.embed_dim, 1)
-        self.reader = LevelReader(shape.read_widths, POOLS, 1).requires_grad_(False) if shape.read_widths else None
+        self.reader = LevelReader(shape.read_widths, shape.read_pools, 1).requires_grad_(False) if shape.read_widths else None
         self.register_buffer("share", torch.ones(()))
         self.register_buffer("text", torch.zeros(shape.findings, shape.embed_dim))
         self.register_buffer("projection", torch.zeros(sum(shape.level_widths[:2]), shape.memory_width))
@@ -133,7 +133,7 @@ class AnomalyHead(nn.Module):
         """(B,) the trained branch's film logits (B,) with the reading of the levels."""
         if self.reader is None:
             return trained
-        read: Tensor = self.reader(pool_levels(features.levels[: len(self.reader.widths)], POOLS))[:, 0]
+        read: Tensor = self.reader(pool_levels(features.levels[: len(self.reader.widths)], self.reader.pools))[:, 0]
         return read + self.share * trained
 
     def raw(self, features: HasPlaces, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,16 +229,18 @@ class Detector:
     @classmethod
     def open(cls, card: AdapterCard, tensors: Mapping[str, Tensor]) -> Detector:
         """Bind the head's tensors; refused where one is missing, unexpected or of another shape."""
-        sizes = set(HeadShape.__dataclass_fields__) - {"components", "places", "read_widths"}
-        optional = {"components": 1, "places": [1, 1], "read_widths": []}
+        sizes = set(HeadShape.__dataclass_fields__) - {"components", "places", "read_widths", "read_pools"}
+        optional = {"components": 1, "places": [1, 1], "read_widths": [], "read_pools": ["mean", "std"]}
         options: dict[str, Any] = head_options(card, TASK, tuple(sizes), optional)
         read = tuple(int(width) for width in options.pop("read_widths"))
+        pools = tuple(str(name) for name in options.pop("read_pools"))
         widths = tuple(int(width) for width in options.pop("level_widths"))
         rows, columns = (int(count) for count in options.pop("places"))
         if len(widths) != 3 or not int(options["reference"]):
             raise AdapterRefused("The card's head needs three level_widths and at least one reference film.")
         whole = {name: int(value) for name, value in options.items()}
-        head = AnomalyHead(HeadShape(level_widths=widths, places=(rows, columns), read_widths=read, **whole))
+        shape = HeadShape(level_widths=widths, places=(rows, columns), read_widths=read, read_pools=pools, **whole)
+        head = AnomalyHead(shape)
         return cls(card, bind_head(head, tensors))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,6 +152,24 @@ def test_heat_is_a_rank_among_normal_patches() -> None:
     head.quantiles[4] = torch.from_numpy(np.quantile(mean, np.linspace(0, 1, QUANTILES)))
     flat = np.sort(Detector(make_card(), head).heat(maps).ravel())
     np.testing.assert_allclose(flat, np.linspace(0, 1, flat.size), atol=0.02)  # among themselves: uniform
+
+
+def test_levels_are_read_as_the_card_says_and_as_before_where_it_says_nothing() -> None:
+    x, widths = features(), (4, 6, 6, 10)
+    for pools, said in ((("mean",), {"read_pools": ["mean"]}), (("mean", "std"), {})):
+        head = AnomalyHead(replace(SHAPE, read_widths=widths, read_pools=pools))
+        head.load_state_dict(head.state_dict() | make_head().state_dict())
+        assert head.reader is not None
+        torch.nn.init.normal_(head.reader.linear.weight)
+        options = {name: value for name, value in make_card().head.items() if name != "read_pools"}
+        card = make_card(head=options | {"read_widths": list(widths)} | said)
+        read = torch.cat([_pooled(level, pool) for level in x.levels for pool in pools], dim=1) @ head.reader.linear.weight[0]
+        trained = Detector.open(card, head.state_dict()).head(x, torch.randn(3, 4, 8)).films[:, BRANCHES.index("trained")]
+        torch.testing.assert_close(trained, head.trained(x)[1] + read, atol=1e-4, rtol=1e-4)
+
+
+def _pooled(level: torch.Tensor, pool: str) -> torch.Tensor:
+    return level.mean(dim=(2, 3)) if pool == "mean" else level.flatten(2).std(dim=2, correction=0)
 
 
 def test_heads_that_do_not_bind_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.lora import LoraSpec, LoraWeights, apply_lora, read_weights, targets_from
+from adapters.tasks.levels import pool_levels
 from foundation.backbone import ImageFeatures
 from foundation.towers import TowerOutput, TrunkState, block_index
 from training.finetuning.job import TrainableBackbone
@@ -68,6 +69,13 @@ class AdaptedTower(nn.Module):
             output = self.tower(batch["pixels"])
         embedding = F.normalize(output.embedding.float(), dim=-1)
         return ImageFeatures(embedding, output.tokens, output.levels, output.grid)
+
+    def pooled_levels(self, batch: Mapping[str, Any], levels: Sequence[Tensor], pools: Sequence[str]) -> Tensor:
+        """(B, F): the levels pooled: those below the first adapted block from the cache where it has them, others as given."""
+        if "below" not in batch:
+            return pool_levels(levels, pools)
+        above = sum(tap >= self.first_block for tap in self.tower.taps)
+        return torch.cat([batch["below"], pool_levels(levels[-above:], pools)], dim=1)
 
     def learnt(self) -> list[Tensor]:
         """LoRA's factors and every tensor of the head, themselves."""

@@ -249,6 +249,26 @@ def test_branches_that_few_films_cannot_tell_apart_count_alike() -> None:
     assert weights[2] == 0.0
 
 
+def test_a_branch_little_behind_counts_and_one_clearly_behind_does_not() -> None:
+    random = np.random.default_rng(0)
+    is_ill, patients = np.arange(400) % 2 == 0, [str(number) for number in range(400)]
+    known = random.normal(size=400) + 1.0 * is_ill
+    little, clearly = (known + width * random.normal(size=400) for width in (0.3, 3.0))
+    weights = choose_weights(np.stack([known, little, clearly], axis=1), is_ill, patients)
+    assert weights[0] == 1.0
+    assert weights[1] > 0.0
+    assert weights[2] == 0.0
+
+
+def test_the_trained_branch_reads_every_level(made: FinetuneResult) -> None:
+    widths = [level.shape[1] for level in FakeBackbone("visformer").encode_image(torch.zeros(1, 3, 64, 64)).levels]
+    head = read_adapter(made.adapter, FakeBackbone("visformer")).head
+    assert made.card.head["read_widths"] == widths
+    assert made.card.head["read_pools"] == list(SMALL.head.pools)
+    assert head["reader.linear.weight"].shape == (1, sum(widths) * len(SMALL.head.pools))
+    assert head["reader.linear.weight"].abs().max() > 0
+
+
 def test_synthetic_films_hold_lesions() -> None:
     contract = FakeBackbone("visformer").contract
     normals = np.stack([make_film(number, False)[0][..., None] for number in range(4)])

@@ -13,14 +13,13 @@ import numpy.typing as npt
 import torch
 
 from adapters.files import Adapter
-from adapters.lora import remove_lora, targets_from
+from adapters.lora import remove_lora
 from adapters.tasks.anomaly import BRANCHES, LABEL, TASK, AnomalyHead, HeadShape
 from adapters.tasks.classification import NORMAL as NORMAL_LABEL
 from adapters.tasks.classification import Prompts
 from adapters.tasks.reference import NormalReference
 from foundation.errors import InvalidRequest
 from foundation.prompts import prompt_pair
-from foundation.towers import block_index
 from training.augment import AugmentStrength
 from training.finetuning.adapted_tower import level_widths
 from training.finetuning.anomaly.scores import BASELINES, AnomalyScores, card_metrics
@@ -73,8 +72,9 @@ class NormalDataRecipe(RowsRecipe):
 class AnomalyHeadRecipe:
     """findings: what the text branch looks for; memory: patches kept, each of memory_width numbers.
 
-    components: of normal patches, from which others are rebuilt. penalties: of the reading of the levels below LoRA, of
-    which validation picks one; without any, or without abnormal films, the levels are not read.
+    components: of normal patches, from which others are rebuilt. pools: how levels are pooled for the linear reading of them
+    (mean, max, std); penalties: of that reading, of which validation picks one; without any, or without abnormal films, the
+    levels are not read.
     """
 
     findings: tuple[str, ...] = (
@@ -91,6 +91,7 @@ class AnomalyHeadRecipe:
     memory_width: int = 64
     memory_films: int = 1500
     components: int = 16
+    pools: tuple[str, ...] = ("mean",)
     penalties: tuple[float, ...] = (4.0, 1.0, 0.3)
 
 
@@ -162,7 +163,6 @@ def train_anomaly(job: Job) -> FinetuneResult:
         patient_balance=recipe.data.patient_balance,
         precision=recipe.training.precision,
         seed=recipe.seed,
-        read_levels=model.head.reader is not None,
         is_quiet=job.is_quiet,
     )
     try:
@@ -180,7 +180,7 @@ def train_anomaly(job: Job) -> FinetuneResult:
         (LABEL,),
         [*roles.train, *roles.train_abnormal, *roles.choose, *roles.choose_abnormal, *roles.reference],
         head=asdict(model.head.shape)
-        | {name: list(getattr(model.head.shape, name)) for name in ("level_widths", "places", "read_widths")},
+        | {name: list(getattr(model.head.shape, name)) for name in ("level_widths", "places", "read_widths", "read_pools")},
         metrics=tuple(metric for each in scored for metric in card_metrics(each, LABEL, tuple(BASELINES))),
     )
     card = replace(card, limits=(*card.limits, *_limits(roles, films)))
@@ -191,10 +191,8 @@ def train_anomaly(job: Job) -> FinetuneResult:
 
 
 def _new_head(job: Job, reference: int, is_read: bool) -> AnomalyHead:
-    """is_read: the levels that lie below the first adapted block are read linearly."""
+    """is_read: the levels are read linearly."""
     recipe, widths = job.recipe.head, level_widths(job.backbone)
-    first = block_index(targets_from(job.backbone.lora_targets(), job.recipe.lora.first_block)[0])
-    below = len(widths) - sum(tap >= first for tap in job.backbone.image_tower.taps) if is_read else 0
     last = (widths[-3], widths[-2], widths[-1])
     head = AnomalyHead(
         HeadShape(
@@ -206,7 +204,8 @@ def _new_head(job: Job, reference: int, is_read: bool) -> AnomalyHead:
             reference,
             components=min(recipe.components, recipe.memory_width),
             places=level_grids(job.backbone)[-3],
-            read_widths=widths[:below],
+            read_widths=widths if is_read else (),
+            read_pools=recipe.pools,
         )
     )
     pairs = [prompt_pair(name) for name in recipe.findings]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.tasks.anomaly import POOLS, QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
+from adapters.tasks.anomaly import QUANTILES, AnomalyHead, AnomalyOutput, greedy_coreset, mean_rank
 from adapters.tasks.reference import NormalReference
 from foundation.backbone import ImageFeatures
 from foundation.errors import InvalidRequest
@@ -44,6 +44,7 @@ SHARES = (0.0, 0.25, 0.5, 1.0)  # of what gradients trained, beside the reading 
 WEIGHT_STEPS = (0.0, 0.25, 0.5, 1.0)
 WEIGHT_RESAMPLES = 300
 USEFUL = 0.55  # AUROC of a branch alone
+WORSE = 2.0  # standard errors behind the best branch at which another is dropped
 SAMPLED_PATCHES = 16_384  # what the coreset is chosen from
 FEW = 20.0  # normal films from which on the spread at one place counts for more than the spread everywhere
 
@@ -103,7 +104,6 @@ class AnomalyTrainee:
         patient_balance: float,
         precision: str,
         seed: int,
-        read_levels: bool,
         is_quiet: bool,
     ) -> None:
         highest = sorted(model.tower.taps)[-2] + 1
@@ -128,7 +128,7 @@ class AnomalyTrainee:
                 strength=strength,
                 seed=seed,
                 precision=precision,
-                pools=POOLS if read_levels else (),
+                pools=model.head.reader.pools if model.head.reader is not None else (),
                 is_quiet=is_quiet,
             )
             for role, count in (("train", views), ("choose", 1))
@@ -173,6 +173,21 @@ class AnomalyTrainee:
         return {"auroc": float(auroc(self.logits(model), self.films["choose"].is_abnormal)[0])}
 
     @torch.inference_mode()
+    def seen(self, model: AdaptedDetector, role: str, batch_size: int = 64) -> Seen:
+        """The role's real films: every level that the head's reader reads, pooled, and the truth (N, 1)."""
+        films, trunk, device = self.films[role], self.trunk[role], next(model.parameters()).device
+        places, pooled = np.flatnonzero(films.kind != SYNTHETIC).tolist(), []
+        assert model.head.reader is not None
+        for start in range(0, len(places), batch_size):
+            own = places[start : start + batch_size]
+            batch = trunk.batch(own, [0] * len(own))
+            held = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            levels = model.features(held).levels
+            pooled.append(model.pooled_levels(held, levels, model.head.reader.pools).cpu().numpy())
+        truth = films.is_abnormal[places, None].astype(np.float32)
+        return Seen(np.concatenate(pooled), np.zeros((len(places), 1)), truth)
+
+    @torch.inference_mode()
     def logits(self, model: nn.Module) -> Floats:
         """(N,) of the `choose` films, by what is trained here."""
         trunk, device = self.trunk["choose"], next(model.parameters()).device
@@ -188,18 +203,13 @@ class AnomalyTrainee:
 
 
 def read_levels(model: AdaptedDetector, trainee: AnomalyTrainee, penalties: Sequence[float]) -> None:
-    """Fit the head's reading of the levels below LoRA on real films, by patient, and choose how it joins what was trained.
+    """Fit the head's reading of the levels on real films, by patient, and choose how it joins what was trained.
 
     `choose` picks the penalty, and the share of SHARES that ranks it best.
     """
     head, films = model.head, trainee.films
     assert head.reader is not None
-    seen = {}
-    for role in ("train", "choose"):
-        below, is_real = trainee.trunk[role].below, films[role].kind != SYNTHETIC
-        assert below is not None
-        truth = films[role].is_abnormal[is_real, None].astype(np.float32)
-        seen[role] = Seen(below[is_real, 0], np.zeros((int(is_real.sum()), 1)), truth)
+    seen = {role: trainee.seen(model, role) for role in ("train", "choose")}
     is_real = films["train"].kind != SYNTHETIC
     chances = patient_chances(
         [one for one, real in zip(films["train"].patients, is_real, strict=True) if real], trainee.balance
@@ -284,21 +294,22 @@ def choose_weights(scores: Floats, is_abnormal: npt.NDArray[np.bool_], patients:
     """The branches' weights in the fusion: of those that rank the `choose` films best, the most even ones.
 
     As good as the best is what lies within one standard error of it, over resamples of patients (Breiman's rule): a few
-    films are too few to choose finely by. A branch that alone falls further behind the best one, or ranks hardly better
-    than chance, gets none.
+    films are too few to choose finely by. A branch that alone is clearly behind the best one (WORSE standard errors: the
+    best one's epoch, penalty and share were picked on these films, which flatters it), or hardly better than chance, gets
+    none.
     """
     draws = PatientBootstrap(patients, WEIGHT_RESAMPLES)
 
     def ranks(values: Floats) -> Statistic:
         return lambda weights: auroc(values, is_abnormal, weights)
 
-    def is_as_good(values: Floats, best: Floats) -> bool:
+    def is_as_good(values: Floats, best: Floats, errors: float = 1.0) -> bool:
         gap = difference(ranks(best), ranks(values))
-        return float(gap(np.ones((1, len(values))))[0]) <= float(np.nanstd(draws.samples(gap)))
+        return float(gap(np.ones((1, len(values))))[0]) <= errors * float(np.nanstd(draws.samples(gap)))
 
     alone = np.array([auroc(column, is_abnormal)[0] for column in scores.T])
     leader = scores[:, int(alone.argmax())]
-    useful = (alone >= min(USEFUL, float(alone.max()))) & np.array([is_as_good(column, leader) for column in scores.T])
+    useful = (alone >= min(USEFUL, float(alone.max()))) & np.array([is_as_good(column, leader, WORSE) for column in scores.T])
     tried = [np.array(one) * useful for one in product(WEIGHT_STEPS, repeat=scores.shape[1])]
     tried = [one for one in tried if one.max() == WEIGHT_STEPS[-1]]
     tried = sorted(tried, key=lambda one: (-float(one[useful].min()), -float(one.sum())))

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from adapters.lora import targets_from
 from adapters.tasks.classification import NORMAL, ClassificationHead, Prompts
-from adapters.tasks.levels import pool_levels
 from foundation.look import check_sizes, further_looks
 from foundation.towers import block_index
 from training.finetuning.adapted_tower import AdaptedTower, level_widths
@@ -101,12 +100,8 @@ class AdaptedClassifier(AdaptedTower):
         """
         if self.head.levels is None:
             return None
-        pools = self.head.levels.pools
-        beside = [batch["beside"]] if "beside" in batch else []
-        if "below" not in batch:
-            return self.head.join(torch.cat([pool_levels(levels, pools), *beside], dim=1))
-        above = sum(tap >= self.first_block for tap in self.tower.taps)
-        return self.head.join(torch.cat([batch["below"], pool_levels(levels[-above:], pools), *beside], dim=1))
+        own = self.pooled_levels(batch, levels, self.head.levels.pools)
+        return self.head.join(torch.cat([own, batch["beside"]], dim=1)) if "beside" in batch else own
 
     def groups(self, pace: PaceRecipe) -> list[ParameterGroup]:
         """The reading of the levels, fitted already, moves at a rate and with a decay of its own."""
