@@ -224,8 +224,8 @@ def test_twins_are_shown_without_the_film_and_taught_to_decline(place: Path) -> 
     trainee = ChatTrainee(decoder, Course(pairs, 1, TwinRecipe(), 0.5, 0), pairs, shelves, 4)
     real, blank, shuffled = (trainee._written(Draw(0, twin)) for twin in ("real", "blank", "shuffled"))
     shelf = shelves[pairs[0].film.id]
-    assert torch.equal(blank.tokens, shelf.blank.tokens)
-    assert torch.equal(shuffled.tokens, shelf.shuffled.tokens)
+    assert torch.equal(blank.tokens, shelf.of("blank").tokens)
+    assert torch.equal(shuffled.tokens, shelf.of("shuffled").tokens)
     assert not torch.equal(real.tokens, blank.tokens)
     declined = decoder.tokenizer.encode_plain(CANNOT_TELL)
     assert blank.ids[-len(declined) - 1 : -1] == shuffled.ids[-len(declined) - 1 : -1] == declined
@@ -236,7 +236,7 @@ def test_only_the_answers_tokens_are_learnt_and_only_lora_moves(place: Path) -> 
     backbone, decoder = open_checkpoint(place / "checkpoint").backbone, Decoder.load(place / "checkpoint")
     rows = load_manifest(place / "manifest.jsonl").of("val")
     shelves = shelve(rows, list(read_rows(rows, backbone.contract)), FilmReader(backbone, None))
-    written = [write(decoder, pair.turns, shelves[pair.film.id].blank, "yes .") for pair in read_questions(rows)[:3]]
+    written = [write(decoder, pair.turns, shelves[pair.film.id].of("blank"), "yes .") for pair in read_questions(rows)[:3]]
     batch = stack(written, 0)
     model = AdaptedDecoder(decoder, LoraRecipe(rank=2))
     _, targets = model(batch)
