@@ -75,7 +75,8 @@ _DESCRIBE = (
 _EITHER = r"\bnormal or (abnormal|not)\b|\babnormal or normal\b"
 _WELL = r"\b(normal|healthy|unremarkable|clear|ok|okay|fine)\b|\bis everything\b"  # NOTE: "abnormal" has no such word in it
 _ABSENCE = (
-    r"\bnormal\b|\bfree of\b|\bclear of\b|\bis there no\b|\bare there no\b|\bwithout\b|\bruled? out\b|\babsen(t|ce)\b|\bexclude"
+    r"(?<!than )\bnormal\b|\bfree of\b|\bclear of\b|\bis there no\b|\bare there no\b|\bwithout\b|\bruled? out\b|"
+    r"\babsen(t|ce)\b|\bexclude"
 )
 
 

@@ -22,9 +22,10 @@ from foundation.errors import AdapterRefused
 from foundation.questions import plain_words
 
 TASK = "chat"
-CANNOT_TELL = "that cannot be told from this picture ."
+CANNOT_TELL = "i cannot tell from this picture ."
 Says = Literal["yes", "no", "cannot tell", "something else"]
 _FIRST_WORD = re.compile(r"\W*(yes|no)\b")
+_DECLINED = re.compile(r"\bcannot (tell from|be told)\b")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ChatResult:
         first = _FIRST_WORD.match(text)
         if first is not None:
             return "yes" if first[1] == "yes" else "no"
-        return "cannot tell" if "cannot be told" in text else "something else"
+        return "cannot tell" if _DECLINED.search(text) else "something else"
 
     @property
     def words(self) -> str:

@@ -18,9 +18,10 @@ from adapters.card import BaseRecord
 from adapters.fake import make_fake_chat_adapter
 from adapters.files import Adapter, read_adapter, write_adapter
 from adapters.lora import load_weights, remove_lora
-from adapters.tasks.chat import ChatResult, open_chat_adapter
+from adapters.tasks.chat import CANNOT_TELL, ChatResult, open_chat_adapter
 from foundation.decoder import Decoder
 from foundation.errors import AdapterRefused
+from foundation.prompt import detokenise
 from foundation.tiny_decoder import make_tiny_decoder
 
 TOWERS = SimpleNamespace(image_tower=torch.nn.Linear(1, 1), fingerprint="towers")
@@ -136,5 +137,6 @@ def test_an_answer_is_read_by_its_words() -> None:
     assert ChatResult("Yes. There is an effusion.").says == "yes"
     assert ChatResult("no").says == "no"
     assert ChatResult("That cannot be told from this picture.").says == "cannot tell"
+    assert ChatResult(detokenise(CANNOT_TELL.split())).says == "cannot tell"
     assert ChatResult("Nodules on the left.").says == "something else"
     assert ChatResult(" Right-sided,  upper lobe. ").words == "right sided upper lobe"

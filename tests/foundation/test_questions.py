@@ -68,6 +68,7 @@ def test_side_absence_and_several_findings() -> None:
     assert interpret_question("Is there a right-sided effusion?").side == "right"
     assert interpret_question("Is the heart normal?").asks_absence
     assert not interpret_question("Is the heart enlarged?").asks_absence
+    assert not interpret_question("Is the heart larger than normal?").asks_absence
     assert interpret_question("Effusion or pneumothorax?").findings == ("effusion", "pneumothorax")
 
 

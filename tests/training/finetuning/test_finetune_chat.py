@@ -25,7 +25,7 @@ from foundation.tiny import make_tiny_checkpoint
 from foundation.tiny_decoder import make_tiny_decoder
 from training.evaluating.evaluate import Options, evaluate
 from training.finetuning.chat.films import shelve
-from training.finetuning.chat.finetune import ChatDataRecipe, ChatRecipe, ChatViewRecipe
+from training.finetuning.chat.finetune import ChatDataRecipe, ChatRecipe, ChatViewRecipe, MadeRecipe, chat_rows
 from training.finetuning.chat.lessons import Course, Draw, TwinRecipe, balanced_weights, false_premises, sentence, stack, write
 from training.finetuning.chat.scores import MAX_TOKENS, ChatScores, answer_all, majority
 from training.finetuning.chat.stated import FilmReader
@@ -163,6 +163,50 @@ def test_draws_are_balanced_and_twins_have_their_share(place: Path) -> None:
     assert mass == pytest.approx({"yes": 0.375, "no": 0.375, "left": 0.25})
 
 
+def test_yes_and_no_are_drawn_as_they_were_answered_if_asked(place: Path) -> None:
+    yes, no = (next(pair for pair in pairs_of(place) if pair.truth == truth) for truth in ("yes", "no"))
+    pairs = (yes,) * 10 + (no,) * 30
+    for evenness, share in ((0.0, 0.25), (0.5, 0.375), (1.0, 0.5)):
+        weights = balanced_weights(pairs, 1.0, evenness)
+        assert sum(weights[:10]) == pytest.approx(share)
+        assert sum(weights) == pytest.approx(1.0)
+
+
+def test_made_questions_join_the_draws_in_their_share(place: Path) -> None:
+    pairs, made = pairs_of(place) * 10, pairs_of(place, "val")
+    course = Course(pairs, 2, TwinRecipe(0.1, 0.0, 0.0), 0.5, seed=1, made=made, made_share=0.6)
+    draws = course.draws(0)
+    of_made = [draw for draw in draws if draw.pair >= len(pairs)]
+    real = sum(draw.twin == "real" for draw in draws)
+    assert len(of_made) / real == pytest.approx(0.6, abs=0.01)
+    assert {(draw.twin, draw.view) for draw in of_made} == {("real", 0)}
+    assert {course.asked(draw) for draw in of_made} == set(made)
+    assert all(course.asked(draw) in pairs for draw in draws if draw.pair < len(pairs))
+
+
+def test_labelled_films_that_nobody_asked_about_join_the_lessons(place: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (place / "manifest.jsonl").read_text().splitlines()]
+    silent = {"licence": "CC BY", "licence_class": "attribution"}
+    for number, line in enumerate([*lines[:4], *lines[12:14]]):  # four of train, two of val
+        told = {"labels": [("effusion", "normal")[number % 2]], "id": f"silent{number}"}
+        lines.append({**line, **silent, **told})
+        del lines[-1]["qa"]
+    for line in lines:
+        line["image"] = str(place / line["image"])
+    (tmp_path / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    recipe = replace(SMALL, made=MadeRecipe(films=3, questions=50), training=PaceRecipe(epochs=1, batch_size=8, lora_rate=1e-2))
+    manifest = load_manifest(tmp_path / "manifest.jsonl")
+    kept = chat_rows(manifest, recipe)
+    assert sum(row.id.startswith("silent") for row in kept) == 3
+    assert len(chat_rows(manifest, SMALL)) == 20
+    checkpoint = str(place / "checkpoint")
+    made = finetune("chat", tmp_path / "manifest.jsonl", tmp_path / "out", recipe, checkpoint, is_quiet=True, cpu=True)
+    assert [(record.films, record.licence_class) for record in made.card.data] == [(3, "attribution"), (16, "permissive")]
+    assert made.card.labels == ("pos", "pres")
+    with pytest.raises(InvalidRequest, match=r"made\.films"):
+        MadeRecipe(share=1.0)
+
+
 def test_false_premises_rest_on_what_the_answers_deny(place: Path) -> None:
     pairs = pairs_of(place)
     denied = [one for one in false_premises(pairs, 0) if "effusion" in one.question]
@@ -180,8 +224,8 @@ def test_twins_are_shown_without_the_film_and_taught_to_decline(place: Path) -> 
     trainee = ChatTrainee(decoder, Course(pairs, 1, TwinRecipe(), 0.5, 0), pairs, shelves, 4)
     real, blank, shuffled = (trainee._written(Draw(0, twin)) for twin in ("real", "blank", "shuffled"))
     shelf = shelves[pairs[0].film.id]
-    assert torch.equal(blank.tokens, shelf.blank.tokens)
-    assert torch.equal(shuffled.tokens, shelf.shuffled.tokens)
+    assert torch.equal(blank.tokens, shelf.of("blank").tokens)
+    assert torch.equal(shuffled.tokens, shelf.of("shuffled").tokens)
     assert not torch.equal(real.tokens, blank.tokens)
     declined = decoder.tokenizer.encode_plain(CANNOT_TELL)
     assert blank.ids[-len(declined) - 1 : -1] == shuffled.ids[-len(declined) - 1 : -1] == declined
@@ -192,7 +236,7 @@ def test_only_the_answers_tokens_are_learnt_and_only_lora_moves(place: Path) -> 
     backbone, decoder = open_checkpoint(place / "checkpoint").backbone, Decoder.load(place / "checkpoint")
     rows = load_manifest(place / "manifest.jsonl").of("val")
     shelves = shelve(rows, list(read_rows(rows, backbone.contract)), FilmReader(backbone, None))
-    written = [write(decoder, pair.turns, shelves[pair.film.id].blank, "yes .") for pair in read_questions(rows)[:3]]
+    written = [write(decoder, pair.turns, shelves[pair.film.id].of("blank"), "yes .") for pair in read_questions(rows)[:3]]
     batch = stack(written, 0)
     model = AdaptedDecoder(decoder, LoraRecipe(rank=2))
     _, targets = model(batch)

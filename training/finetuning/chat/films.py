@@ -36,3 +36,8 @@ def shelve(
     mixed = reader.see_films([shuffled(film) for film in films])
     shelves = zip(rows, zip(*seen, strict=True), empty, mixed, strict=True)
     return {row.id: Shelf(tuple(shown), nothing, jumbled) for row, shown, nothing, jumbled in shelves}
+
+
+def shelve_alone(rows: Sequence[Row], films: Sequence[Film], reader: FilmReader) -> dict[str, Shelf]:
+    """Each row's film (S, S, 3) as it is, without views and twins: for films that only join the lessons."""
+    return {row.id: Shelf((seen,)) for row, seen in zip(rows, reader.see_films(films), strict=True)}

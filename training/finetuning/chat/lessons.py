@@ -6,7 +6,8 @@
     false premise   the film; a question that takes for granted a finding the answers deny, or an organ a chest film
                     does not show                                     -> there is none; it cannot be told
 
-Yes and no are drawn equally often within each kind of question, closed and open in the recipe's share.
+Closed and open questions are drawn in the recipe's share; within each kind of question yes and no as often as they were
+given, as often as each other, or in between. Questions made from labels join them, films of their own, drawn as they are.
 """
 
 from __future__ import annotations
@@ -58,18 +59,20 @@ class Shelf:
     """One film as the decoder gets it: views (the film itself first), its blank and its shuffle."""
 
     views: tuple[SeenFilm, ...]
-    blank: SeenFilm
-    shuffled: SeenFilm
+    blank: SeenFilm | None = None
+    shuffled: SeenFilm | None = None
 
     def of(self, twin: Twin, view: int = 0) -> SeenFilm:
-        if twin == "blank":
-            return self.blank
-        return self.shuffled if twin == "shuffled" else self.views[view]
+        if twin in ("real", "false premise"):
+            return self.views[view]
+        seen = self.blank if twin == "blank" else self.shuffled
+        assert seen is not None, "films that only join the lessons have no twins"
+        return seen
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One example of an epoch. pair: place among the pairs, or among the false premises."""
+    """One example of an epoch. pair: place among the pairs, behind them those made from labels, or among the false premises."""
 
     pair: int
     twin: Twin = "real"
@@ -87,7 +90,10 @@ class FalsePremise:
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """Pairs and their false premises, drawn epoch by epoch; a pure function of seed and epoch."""
+    """Pairs and their false premises, drawn epoch by epoch; a pure function of seed and epoch.
+
+    made: questions from labels, `made_share` of the real draws. evenness: see `balanced_weights`.
+    """
 
     pairs: tuple[QaRow, ...]
     views: int
@@ -95,11 +101,14 @@ class Course:
     closed_share: float
     seed: int
     premises: tuple[FalsePremise, ...] = field(default=())
+    made: tuple[QaRow, ...] = ()
+    made_share: float = 0.0
+    evenness: float = 1.0
 
     def draws(self, epoch: int) -> list[Draw]:
-        """As many as there are pairs."""
+        """As many as there are pairs, and so many made ones besides that they have their share of the real ones."""
         rng = random.Random(self.seed * 1_000_003 + epoch)
-        weights = balanced_weights(self.pairs, self.closed_share)
+        weights = balanced_weights(self.pairs, self.closed_share, self.evenness)
         count, twins = len(self.pairs), self.twins
         kinds: list[tuple[Twin, float]] = [("blank", twins.blank), ("shuffled", twins.shuffled)]
         kinds += [("false premise", twins.false_premise if self.premises else 0.0)]
@@ -110,12 +119,22 @@ class Course:
         ]
         real = rng.choices(range(count), weights, k=count - len(drawn))
         drawn += [Draw(pair, "real", rng.randrange(self.views)) for pair in real]
+        if self.made and self.made_share:
+            extra = round(len(real) * self.made_share / (1 - self.made_share))
+            drawn += [Draw(count + rng.randrange(len(self.made))) for _ in range(extra)]
         rng.shuffle(drawn)
         return drawn
 
+    def asked(self, draw: Draw) -> QaRow:
+        """The question of a draw that is no false premise."""
+        return self.pairs[draw.pair] if draw.pair < len(self.pairs) else self.made[draw.pair - len(self.pairs)]
 
-def balanced_weights(pairs: Sequence[QaRow], closed_share: float) -> list[float]:
-    """One weight a pair: closed against open by `closed_share`; within each kind of closed question yes as often as no."""
+
+def balanced_weights(pairs: Sequence[QaRow], closed_share: float, evenness: float = 1.0) -> list[float]:
+    """One weight a pair: closed against open by `closed_share`; within each kind of closed question yes against no.
+
+    evenness: 1 as often as no, 0 as often as it was answered; in between a mean of the two.
+    """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     sizes: dict[str, int] = defaultdict(int)
     for place, pair in enumerate(pairs):
@@ -126,7 +145,8 @@ def balanced_weights(pairs: Sequence[QaRow], closed_share: float) -> list[float]
     share = closed_share if closed < len(pairs) else 1.0
     for (kind, answer), places in groups.items():
         both = [len(groups.get((kind, word), ())) for word in ("yes", "no")]
-        mass = sum(both) / 2 if answer != "choice" and all(both) else len(places)
+        even = sum(both) / 2 if answer != "choice" and all(both) else len(places)
+        mass = evenness * even + (1 - evenness) * len(places)
         for place in places:
             weights[place] = share * mass / closed / len(places)
     for place, pair in enumerate(pairs):

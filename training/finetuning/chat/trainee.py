@@ -107,7 +107,7 @@ class ChatTrainee:
             premise = self.course.premises[draw.pair]
             seen = self.shelves[premise.film.film.id].of("real", draw.view)
             return write(self.decoder, (Turn("user", premise.question),), seen, premise.answer)
-        pair = self.course.pairs[draw.pair]
+        pair = self.course.asked(draw)
         answer = sentence(pair.answer) if draw.twin == "real" else CANNOT_TELL
         return write(self.decoder, pair.turns, self.shelves[pair.film.id].of(draw.twin, draw.view), answer)
 
