@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tiny_run import register_tiny_visformer, tiny_recipe, write_manifest, write_text_tower
 
-from training.pretraining.pretrain import Pretraining, PretrainRecipe
+from training.pretraining.pretrain import Pretraining
+from training.pretraining.recipe import PretrainRecipe
 
 MadeFilms = Callable[..., Path]
 

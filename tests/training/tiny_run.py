@@ -15,7 +15,7 @@ from torch import nn
 from foundation.phantom import Phantom, make_phantom
 from foundation.wordpiece import SPECIAL_TOKENS, write_tokenizer
 from training.pretraining.learner import ModelRecipe
-from training.pretraining.pretrain import DataRecipe, PretrainRecipe, StageRecipe
+from training.pretraining.recipe import DataRecipe, PretrainRecipe, StageRecipe
 from training.pretraining.text.recipe import TextRecipe, build_tower
 
 TOWER = "vesalius_tiny_visformer"

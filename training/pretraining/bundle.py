@@ -23,7 +23,8 @@ from foundation.checkpoint import open_checkpoint, write_passport
 from training.pretraining.assemble import assemble
 from training.pretraining.decoder.instruct import train_decoder
 from training.pretraining.decoder.recipe import DecoderRecipe
-from training.pretraining.pretrain import Pretraining, PretrainRecipe
+from training.pretraining.pretrain import Pretraining
+from training.pretraining.recipe import PretrainRecipe
 from training.pretraining.start import decoder_folder, take_text_tower
 from training.pretraining.text.language import distil_text_tower
 from training.pretraining.text.recipe import TextRecipe

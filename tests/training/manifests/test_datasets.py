@@ -16,7 +16,7 @@ from foundation.readers import read_film
 from training.manifests import datasets
 from training.manifests.datasets import FilmTable, StreamSampler, join, known_means, phantom_films, real_films, row_targets
 from training.manifests.manifest import load_manifest
-from training.pretraining.pretrain import PretrainRecipe
+from training.pretraining.recipe import PretrainRecipe
 
 GRID = 14
 

@@ -15,7 +15,7 @@ from foundation.checkpoint import open_checkpoint
 from foundation.errors import InvalidRequest
 from training.pretraining.assemble import assemble
 from training.pretraining.learner import Learner, TextSide
-from training.pretraining.pretrain import PretrainRecipe
+from training.pretraining.recipe import PretrainRecipe
 
 SENTENCES = ("no effusion", "the film shows left effusion", "x")
 

@@ -25,7 +25,7 @@ from training.pretraining.learner import (
     load_text_tower,
     target_weights,
 )
-from training.pretraining.pretrain import PretrainRecipe
+from training.pretraining.recipe import PretrainRecipe
 
 NAMES = (*real_target_names(), *phantom_target_names())
 

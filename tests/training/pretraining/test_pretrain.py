@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from foundation.errors import InvalidRequest
 from training.pretraining.bundle import BundleRecipe
-from training.pretraining.pretrain import OBJECTIVES, Pretraining, PretrainRecipe, StageRecipe, _at_step, _rate
+from training.pretraining.losses import Losses
+from training.pretraining.pretrain import Pretraining
+from training.pretraining.recipe import OBJECTIVES, PretrainRecipe, StageRecipe, at_step, rate_share
 from training.recipe import read_recipe
 
 
@@ -24,15 +26,15 @@ class StoppedError(Exception):
 
 def run_until(recipe: PretrainRecipe, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh start or resumption that is killed in the middle of step number `steps` + 1 of this sitting."""
-    plain, done = Pretraining._losses, iter(range(steps))
+    plain, done = Losses.__call__, iter(range(steps))
 
-    def losses(self: Pretraining, *arguments: Any) -> Any:
+    def losses(self: Losses, *arguments: Any) -> Any:
         if next(done, None) is None:
             raise StoppedError
         return plain(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "_losses", losses)
+        patch.setattr(Losses, "__call__", losses)
         with pytest.raises(StoppedError):
             Pretraining(recipe, out).run()
 
@@ -76,15 +78,15 @@ def test_a_finished_run_has_nothing_left_to_do(tiny: PretrainRecipe, finished_ru
 
 def test_every_objective_gives_a_finite_loss_and_gradients(tiny: PretrainRecipe, tmp_path: Path) -> None:
     alone = [StageRecipe(name, 64, 8, 1e-3, {name: 1.0}) for name in ("masked", "gradients")]
-    for stage in (*alone, _at_step(tiny.stage[1], 0)):
+    for stage in (*alone, at_step(tiny.stage[1], 0)):
         run = Pretraining(replace(tiny, stage=(stage,)), tmp_path / stage.name)
         table = run.table("train", stage.size)
-        learner = run._learner(0, table)
+        learner, language = run._begin(0, table)
+        assert (language is None) == (stage in alone)
         torch.nn.init.normal_(learner.findings.head.weight)  # begins at zero, where no gradient passes
-        text, prompts = (None, None) if stage in alone else (run._text, run._prompts)
         chosen = np.flatnonzero(np.array([name in ("phantom", "nih_cxr14") for name in table.streams]))[:12]
         chosen = np.concatenate([chosen[:6], np.arange(len(table) - 6, len(table))])
-        losses = run._losses(learner, table, chosen, stage, text, prompts, seed=1)
+        losses = Losses(run.feed, run.recipe.augment, language)(learner, table, chosen, stage, seed=1)
         assert list(losses) == [name for name in OBJECTIVES if name in stage.objectives]
         for name, loss in losses.items():
             learner.zero_grad()
@@ -144,21 +146,21 @@ def test_films_that_a_report_speaks_of_are_never_mirrored_or_blended(
     tiny: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_targets, with_text = tiny.stage[0], replace(tiny.stage[1], sizes=(64, 96))
-    assert _at_step(only_targets, 0) == _at_step(only_targets, 1) == only_targets
-    even, odd = _at_step(with_text, 0), _at_step(with_text, 1)
+    assert at_step(only_targets, 0) == at_step(only_targets, 1) == only_targets
+    even, odd = at_step(with_text, 0), at_step(with_text, 1)
     assert (even.flip, even.mix, even.sizes) == (0.0, 0.0, ())
     assert even.objectives == with_text.objectives
     assert (odd.flip, odd.mix, odd.sizes) == (0.5, 0.3, (64, 96))
     assert odd.objectives == {"findings": 1.0, "prompts": 0.5}
     seen: list[tuple[bool, set[str]]] = []
-    plain = Pretraining._losses
+    plain = Losses.__call__
 
-    def losses(self: Pretraining, *arguments: Any) -> Any:
+    def losses(self: Losses, *arguments: Any) -> Any:
         parts = plain(self, *arguments)
         seen.append((arguments[3].mix > 0, set(parts)))
         return parts
 
-    monkeypatch.setattr(Pretraining, "_losses", losses)
+    monkeypatch.setattr(Losses, "__call__", losses)
     Pretraining(tiny, tmp_path).run()
     second = seen[-4:]
     assert second == [(False, set(with_text.objectives)), (True, {"findings", "prompts"})] * 2
@@ -169,12 +171,13 @@ def test_blended_films_are_seen_at_the_sizes_the_stage_names(tiny: PretrainRecip
     model = replace(tiny.model, timm_name="resnet14t")
     run = Pretraining(replace(tiny, model=model, stage=(stage,)), tmp_path)
     table = run.table("train", 64)
-    learner = run._learner(0, table)
+    learner, language = run._begin(0, table)
+    losses = Losses(run.feed, run.recipe.augment, language)
     widths = []
     plain = learner.feature_map
     learner.feature_map = lambda films: (widths.append(films.shape[-1]), plain(films))[1]  # type: ignore[method-assign]
     for seed in range(12):
-        loss = run._losses(learner, table, np.arange(8), stage, None, None, seed)["findings"]
+        loss = losses(learner, table, np.arange(8), stage, seed)["findings"]
         assert torch.isfinite(loss)
     assert set(widths) == {64, 96}
 
@@ -191,7 +194,7 @@ def test_a_run_on_a_gpu_goes_on_from_one_on_the_cpu(tiny: PretrainRecipe, tmp_pa
 
 def test_learning_rates_warm_up_and_end_as_named() -> None:
     for schedule, middle in (("constant", 1.0), ("cosine", 0.5), ("linear", 0.5)):
-        rates = [_rate(step, 1000, schedule) for step in range(1000)]
+        rates = [rate_share(step, 1000, schedule) for step in range(1000)]
         assert rates[0] == pytest.approx(0.01)
         assert rates[:100] == sorted(rates[:100]) or schedule != "constant"
         assert rates[500] == pytest.approx(middle)

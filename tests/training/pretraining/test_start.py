@@ -11,7 +11,8 @@ import torch
 from foundation.errors import InvalidRequest
 from training.pretraining.assemble import assemble
 from training.pretraining.learner import TextSide
-from training.pretraining.pretrain import Pretraining, PretrainRecipe
+from training.pretraining.pretrain import Pretraining
+from training.pretraining.recipe import PretrainRecipe
 from training.pretraining.start import start_tensors, take_text_tower
 
 
@@ -23,13 +24,13 @@ def checkpoint(tiny: PretrainRecipe, finished_run: Path, tmp_path_factory: pytes
 def test_the_first_stage_begins_with_the_checkpoints_towers(tiny: PretrainRecipe, checkpoint: Path, tmp_path: Path) -> None:
     aligned = replace(tiny, stage=tiny.stage[1:], start=str(checkpoint))
     run = Pretraining(aligned, tmp_path / "run")
-    learner = run._learner(0, run.table("train", aligned.stage[0].size))
+    learner, _ = run._begin(0, run.table("train", aligned.stage[0].size))
     state, held = learner.state_dict(), start_tensors(str(checkpoint))
     assert {"text_projection", "logit_scale", "visual.head.proj.weight"} <= held.keys()
     assert [name for name, tensor in held.items() if not torch.equal(state[name], tensor)] == []
     torch.manual_seed(0)
     fresh = Pretraining(replace(aligned, start=""), tmp_path / "fresh")
-    random = fresh._learner(0, fresh.table("train", aligned.stage[0].size)).state_dict()
+    random = fresh._begin(0, fresh.table("train", aligned.stage[0].size))[0].state_dict()
     assert not torch.equal(random["visual.head.proj.weight"], held["visual.head.proj.weight"])
 
 
@@ -47,4 +48,4 @@ def test_a_tower_of_another_kind_is_refused(tiny: PretrainRecipe, checkpoint: Pa
     other = replace(tiny, model=replace(tiny.model, timm_name="resnet18"), start=str(checkpoint))
     run = Pretraining(other, tmp_path)
     with pytest.raises(InvalidRequest, match="The weights to go on from lack visual"):
-        run._learner(0, run.table("train", other.stage[0].size))
+        run._begin(0, run.table("train", other.stage[0].size))
