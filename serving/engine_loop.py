@@ -4,7 +4,7 @@
                                                                                                                --> send
 
 It never waits while there is work: a batch is whatever waits when the device is free. Where there are lanes (lanes.py),
-batches run beside each other on one core each, and a batch that is alone runs on all cores where that is faster (pace.py).
+batches run beside each other on one core each, and a batch that is alone runs on all cores where that is faster (lone.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from serving.arena import Arena
 from serving.cost import rows_of
 from serving.doorstep import Doorstep
 from serving.lanes import Lanes
+from serving.lone import Lone
 from serving.messages import Batch, Outcome, Request
 from serving.pace import Paces
 from serving.scheduler import Scheduler
@@ -228,6 +229,8 @@ class LanesLoop(EngineLoop):
         self._computed: list[Any] = []
         self._is_blocked = False  # nothing that waits can go before something else ends
         self._under_way: dict[int, Request] = {}  # by id, from prepare to finish
+        self.lone = Lone()
+        self._alone: Any = None  # the batch in a lane that has had none beside it so far
 
     def wait_idle(self) -> None:
         """Until no lane computes: for whoever is about to change the model."""
@@ -239,7 +242,9 @@ class LanesLoop(EngineLoop):
             self._runs.use_threads(self._cores if is_wide else 1)
             start = time.perf_counter()
             check()
-            self.paces.note(1, time.perf_counter() - start, is_wide=is_wide)
+            took_s = time.perf_counter() - start
+            self.paces.note(1, took_s, is_wide=is_wide)
+            self.lone.note(1, took_s, is_wide=is_wide)
 
     def step(self, *, waits: bool = False) -> bool:
         """As in EngineLoop. First a batch for a lane that is free, then the answers of one that was computed."""
@@ -304,22 +309,25 @@ class LanesLoop(EngineLoop):
 
     def _begin(self, batch: Batch) -> None:
         is_alone = not self._lanes.busy and not self._computed and not len(self._scheduler)
-        if is_alone and self.paces.prefers_wide(sum(map(rows_of, batch.requests))):
+        if is_alone and self.lone.prefers_wide(sum(map(rows_of, batch.requests))):
             self._run_wide(batch)
             return
         self._runs.use_threads(1)
         prepared = self._runs.prepare(batch)
+        self._alone = prepared if is_alone else None
         self._under_way |= {request.id: request for request in batch.requests}
         self._lanes.submit(prepared)
 
     def _run_wide(self, batch: Batch) -> None:
         """Here and now, on all cores."""
         self._runs.use_threads(self._cores)
-        start = time.perf_counter()
         prepared = self._runs.prepare(batch)
+        start = time.perf_counter()
         self._runs.compute(prepared)
-        if prepared.rows and is_plain(batch):
-            self.paces.note(prepared.rows, time.perf_counter() - start, is_wide=True)
+        if prepared.rows:
+            took_s = time.perf_counter() - start
+            self.paces.note(prepared.rows, took_s, is_wide=True)
+            self.lone.note(prepared.rows, took_s, is_wide=True)
         self._tell(self._runs.finish(prepared))
         self._beat()
 
@@ -338,6 +346,9 @@ class LanesLoop(EngineLoop):
     def _finish(self, prepared: Any) -> None:
         if prepared.rows:
             self.paces.note(prepared.rows, prepared.seconds, is_wide=False)
+            if prepared is self._alone:
+                self.lone.note(prepared.rows, prepared.seconds, is_wide=False)
+        self._alone = None if prepared is self._alone else self._alone
         self._use_what_is_free()
         outcomes = self._runs.finish(prepared)
         self._is_blocked = False

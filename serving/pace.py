@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_MEMORY = 0.95  # the weight a batch keeps when another one has run
 _WARY = 1e-9
 _TOLD_APART = 0.01  # how much sizes must vary, squared and over their mean, before a line through them says how they differ
 OVERHEAD_SHARE = 0.1  # of a lane's time: larger batches would gain less than that, and make their rows wait longer
@@ -19,22 +18,24 @@ FEWEST_ROWS = 4  # of a lane's batch where that many wait
 
 @dataclass(frozen=True)
 class Pace:
-    """Weighted sums over what ran; nothing is known while `weight` is 0."""
+    """Weighted sums over what ran; nothing is known while `weight` is 0. memory: the weight a batch keeps when one more ran."""
 
     weight: float = 0.0
     rows: float = 0.0
     seconds: float = 0.0
     rows_rows: float = 0.0
     rows_seconds: float = 0.0
+    memory: float = 0.95
 
     def after(self, rows: float, seconds: float) -> Pace:
         """The pace once a batch of `rows` has taken `seconds`."""
         return Pace(
-            _MEMORY * self.weight + 1.0,
-            _MEMORY * self.rows + rows,
-            _MEMORY * self.seconds + seconds,
-            _MEMORY * self.rows_rows + rows * rows,
-            _MEMORY * self.rows_seconds + rows * seconds,
+            self.memory * self.weight + 1.0,
+            self.memory * self.rows + rows,
+            self.memory * self.seconds + seconds,
+            self.memory * self.rows_rows + rows * rows,
+            self.memory * self.rows_seconds + rows * seconds,
+            self.memory,
         )
 
     @property
@@ -75,21 +76,15 @@ class Pace:
 
 @dataclass
 class Paces:
-    """The pace of a batch on all cores, and of one on one core; which of the two a lone batch should take, and how large
-    batches on one core should be.
-
-    The one that looks slower is tried again now and then: the machine may have become a quieter one.
-    """
+    """The pace of a batch on all cores, and of one on one core; and how large batches on one core should be."""
 
     wide: Pace = Pace()
     narrow: Pace = Pace()
-    retry_every: int = 64
-    _since: int = 0
     _rows: float = FEWEST_ROWS
 
     def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
         if is_wide:
-            self.wide, self._since = self.wide.after(rows, seconds), 0
+            self.wide = self.wide.after(rows, seconds)
         else:
             self.narrow = self.narrow.after(rows, seconds)
             fitted = self.narrow.rows_for(OVERHEAD_SHARE)
@@ -98,12 +93,3 @@ class Paces:
     def lane_rows(self, most: float) -> float:
         """What a batch on one core may cost, as far as it was last possible to tell; never more than `most`."""
         return min(most, self._rows)
-
-    def prefers_wide(self, rows: float) -> bool:
-        """For a batch with nothing beside it."""
-        if not self.narrow.is_known:
-            return True
-        if self.wide.is_known and self.wide.seconds_for(rows) > self.narrow.seconds_for(rows):
-            self._since += 1
-            return self._since % self.retry_every == 0
-        return True

@@ -150,8 +150,8 @@ def gated(rows: int = 2, adapters: int = 8) -> tuple[Gated, LanesLoop, list[Any]
     engine, sent = Gated(), list[Any]()
     scheduler = Scheduler(Budget(rows=8, adapters=adapters))
     loop = LanesLoop(engine, scheduler, sent.append, clock=lambda: 0.0, lanes=2, lane_rows=rows, cores=1)
-    loop.paces.note(1, 0.1, is_wide=False)
-    loop.paces.note(1, 0.2, is_wide=True)
+    loop.lone.note(1, 0.1, is_wide=False)
+    loop.lone.note(1, 0.2, is_wide=True)
     return engine, loop, sent
 
 
@@ -170,6 +170,26 @@ def test_what_waits_is_shared_among_free_lanes_and_the_rest_waits() -> None:
     assert engine.begun[2] == [5, 6]
     assert {one["outcome"]["request_id"] for one in sent if one["kind"] == "outcome"} in ({1, 2}, {3, 4})
     engine.gate.release(10)
+
+
+def test_a_batch_that_had_another_beside_it_says_nothing_of_lone_ones() -> None:
+    engine, loop, sent = gated()
+    before = loop.lone.narrow
+    for number in (1, 2):
+        put(loop, Request(number, "embed_image"))
+        loop.step()
+    engine.gate.release(3)
+    _until_answered(loop, sent, 2)
+    assert loop.lone.narrow == before
+    assert loop.paces.narrow.is_known
+    put(loop, Request(3, "embed_image"))
+    _until_answered(loop, sent, 3)
+    assert loop.lone.narrow.weight > before.weight
+
+
+def _until_answered(loop: LanesLoop, sent: list[Any], count: int) -> None:
+    while sum(one["kind"] == "outcome" for one in sent) < count:
+        loop.step(waits=True)
 
 
 def test_one_that_is_withdrawn_under_way_is_cancelled_when_it_ends() -> None:

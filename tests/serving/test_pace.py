@@ -69,13 +69,3 @@ def test_a_batch_is_never_smaller_than_a_few_nor_larger_than_allowed(pairs: list
         paces.note(rows, seconds, is_wide=False)
     assert FEWEST_ROWS <= paces.lane_rows(8) <= 8
     assert paces.lane_rows(2) == 2
-
-
-def test_a_lone_batch_takes_the_faster_way_and_tries_the_other_now_and_then() -> None:
-    paces = Paces(retry_every=10)
-    paces.note(1, 0.025, is_wide=False)
-    paces.note(1, 0.015, is_wide=True)
-    assert all(paces.prefers_wide(1) for _ in range(30))
-    for _ in range(100):
-        paces.note(1, 0.3, is_wide=True)
-    assert sum(paces.prefers_wide(1) for _ in range(100)) == 10

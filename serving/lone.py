@@ -1,0 +1,49 @@
+"""Lone: which way a batch goes that has nothing beside it, over all cores or on one. Pure arithmetic.
+
+The way that was faster of late goes. Lone batches alone are compared: one beside others takes longer, whichever way. The
+slower way is tried now and then, since the machine may have become quieter or busier, and again at once while it turns out
+faster, so that a change is followed within a few batches of that trial.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.pace import Pace
+
+_UNKNOWN = Pace(memory=0.7)  # some three batches count
+_MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up
+
+
+@dataclass
+class Lone:
+    """retry_every: how many batches take the faster way before one takes the other."""
+
+    wide: Pace = _UNKNOWN
+    narrow: Pace = _UNKNOWN
+    retry_every: int = 32
+    _since: int = 0
+
+    def prefers_wide(self, rows: float) -> bool:
+        """The way of the next batch; all cores while nothing is known of them."""
+        if not self.wide.is_known or not self.narrow.is_known:
+            return not self.wide.is_known
+        self._since += 1
+        if self._since <= self.retry_every:
+            return self._is_wide_faster(rows)
+        self._since = 0
+        return not self._is_wide_faster(rows)
+
+    def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
+        """A lone batch of `rows` has taken so long."""
+        own, other = (self.wide, self.narrow) if is_wide else (self.narrow, self.wide)
+        if own.is_known and other.is_known and self._is_wide_faster(rows) != is_wide and seconds < other.seconds_for(rows):
+            self._since = self.retry_every
+        seconds = min(seconds, _MOST * own.seconds_for(rows)) if own.is_known else seconds
+        if is_wide:
+            self.wide = own.after(rows, seconds)
+        else:
+            self.narrow = own.after(rows, seconds)
+
+    def _is_wide_faster(self, rows: float) -> bool:
+        return self.wide.seconds_for(rows) <= self.narrow.seconds_for(rows)

@@ -1,0 +1,58 @@
+"""Lone batches go the way that was faster of late, and a machine that changes is followed."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.lone import Lone
+
+RETRY_EVERY = 32
+
+
+def run(lone: Lone, batches: int, *, wide_s: float, narrow_s: float, rows: float = 1) -> list[bool]:
+    """So many batches, each as long as its way takes; which of them ran on all cores."""
+    ways = []
+    for _ in range(batches):
+        ways.append(lone.prefers_wide(rows))
+        lone.note(rows, rows * (wide_s if ways[-1] else narrow_s), is_wide=ways[-1])
+    return ways
+
+
+def settled(*, wide_s: float, narrow_s: float) -> Lone:
+    lone = Lone(retry_every=RETRY_EVERY)
+    run(lone, 100, wide_s=wide_s, narrow_s=narrow_s)
+    return lone
+
+
+def test_both_ways_are_tried_first() -> None:
+    assert run(Lone(), 2, wide_s=0.01, narrow_s=0.02) == [True, False]
+
+
+@pytest.mark.parametrize(("wide_s", "narrow_s"), [(0.012, 0.018), (0.03, 0.018)])
+def test_the_faster_way_goes_and_the_other_is_tried_now_and_then(wide_s: float, narrow_s: float) -> None:
+    ways = run(settled(wide_s=wide_s, narrow_s=narrow_s), 10 * (RETRY_EVERY + 1), wide_s=wide_s, narrow_s=narrow_s)
+    assert sum(way != (wide_s < narrow_s) for way in ways) == 10
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(0.05, 0.012), (0.012, 0.05)])
+def test_a_machine_that_became_quieter_or_busier_is_followed_soon(before_s: float, after_s: float) -> None:
+    """All cores take `before_s` at first and `after_s` then; one takes 0.018 all the time."""
+    lone = settled(wide_s=before_s, narrow_s=0.018)
+    ways = run(lone, 200, wide_s=after_s, narrow_s=0.018)
+    assert sum(is_wide != (after_s < 0.018) for is_wide in ways[RETRY_EVERY + 8 :]) <= 200 / RETRY_EVERY
+
+
+def test_one_batch_that_was_held_up_changes_nothing() -> None:
+    lone = settled(wide_s=0.012, narrow_s=0.018)
+    lone.note(1, 1.0, is_wide=True)
+    assert run(lone, RETRY_EVERY, wide_s=0.012, narrow_s=0.018).count(False) <= 1
+
+
+def test_more_rows_go_by_what_more_rows_take() -> None:
+    """0.01 s and 0.001 s a row on all cores; 0.004 s a row on one: from four rows on all cores are faster."""
+    lone = Lone(retry_every=10**6)
+    for rows in (1, 8, 1, 8, 1, 8):
+        lone.note(rows, 0.01 + 0.001 * rows, is_wide=True)
+        lone.note(rows, 0.004 * rows, is_wide=False)
+    lone.prefers_wide(1)  # the trial that the surprise of the first eight rows brought about
+    assert [lone.prefers_wide(rows) for rows in (1, 2, 4, 8)] == [False, False, True, True]
