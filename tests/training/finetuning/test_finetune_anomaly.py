@@ -33,6 +33,7 @@ from training.finetuning.job import FinetuneResult
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
 from training.manifests.manifest import load_manifest
 from training.measuring.baselines import TITLES
+from training.measuring.metrics import auroc
 from training.recipe import fill, read_recipe
 
 SMALL = AnomalyRecipe(
@@ -250,14 +251,11 @@ def test_branches_that_few_films_cannot_tell_apart_count_alike() -> None:
 
 
 def test_a_branch_little_behind_counts_and_one_clearly_behind_does_not() -> None:
-    random = np.random.default_rng(0)
     is_ill, patients = np.arange(400) % 2 == 0, [str(number) for number in range(400)]
-    known = random.normal(size=400) + 1.0 * is_ill
-    little, clearly = (known + width * random.normal(size=400) for width in (0.3, 3.0))
-    weights = choose_weights(np.stack([known, little, clearly], axis=1), is_ill, patients)
-    assert weights[0] == 1.0
-    assert weights[1] > 0.0
-    assert weights[2] == 0.0
+    scores = np.random.default_rng(3).normal(size=(400, 3)) + np.array([1.0, 0.85, 0.3]) * is_ill[:, None]
+    gap = auroc(scores[:, 0], is_ill)[0] - auroc(scores[:, 1], is_ill)[0]
+    assert gap > 0.035  # more than one standard error (0.03), less than two
+    assert choose_weights(scores, is_ill, patients).tolist() == [1.0, 1.0, 0.0]
 
 
 def test_the_trained_branch_reads_every_level(made: FinetuneResult) -> None:
