@@ -11,18 +11,22 @@ the film, though not in these looks, and its opinion is held down by a strong pe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.model_selection import GroupKFold
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.tasks.levels import pool_levels
 from foundation.look import AS_IT_IS, further_looks
 from foundation.preprocess import InputContract
-from foundation.towers import ImageTower
+from foundation.prompts import NIH_FINDINGS
+from foundation.towers import ImageTower, image_tower
 from training.level_fit import Seen, fit_levels
+from training.manifests.datasets import FilmTable
 
 SIZES = (160, 192)
 FOLDS = 4
@@ -30,6 +34,28 @@ PENALTY = 0.8
 BATCH = 64
 
 Floats = npt.NDArray[np.float32]
+
+
+def findings_opinions(table: FilmTable, patients: Sequence[str], visual: nn.Module, contract: InputContract) -> Floats:
+    """What open_clip's `visual` makes of the findings of a table's films, (N, K) as its targets; NaN where those are unknown.
+
+    patients: of the table's first films, which are real ones; phantoms have no such findings.
+    """
+    columns = np.array([table.target_names.index(name) for name in NIH_FINDINGS])
+    known = np.flatnonzero(~np.isnan(table.targets[: len(patients), columns]).any(axis=1))
+    tower = image_tower(deepcopy(visual).eval())
+    own = [patients[place] for place in known]
+    told = np.full(table.targets.shape, np.nan, np.float32)
+    told[np.ix_(known, columns)] = second_opinions(
+        tower, table.pixels[known], table.targets[np.ix_(known, columns)], own, contract
+    )
+    return told
+
+
+def softened(table: FilmTable, opinions: Floats, share: float) -> FilmTable:
+    """The table with that share of each target from `opinions` (N, K), where there is one."""
+    mixed = (1 - share) * table.targets + share * opinions
+    return replace(table, targets=np.where(np.isnan(opinions), table.targets, mixed).astype(np.float32))
 
 
 def second_opinions(

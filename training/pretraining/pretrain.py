@@ -20,18 +20,21 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.device import choose_device
 from foundation.errors import InvalidRequest
+from foundation.preprocess import InputContract
 from training import resume
 from training.manifests import datasets
 from training.manifests.manifest import Row, load_manifest
 from training.pretraining.feed import Feed
 from training.pretraining.learner import Learner, Prompts, TextSide, fit_positions
 from training.pretraining.losses import Language, Losses
+from training.pretraining.opinions import Floats, findings_opinions, softened
 from training.pretraining.progress import Progress
 from training.pretraining.recipe import OBJECTIVES, PretrainRecipe, StageRecipe, at_step, needs_text, rate_share
 from training.pretraining.start import start_tensors
@@ -95,6 +98,8 @@ class Pretraining:
         stage, recipe = self.recipe.stage[index], self.recipe
         table = self.table("train", stage.size)
         learner, language = self._begin(index, table)
+        if stage.second_opinion:
+            table = softened(table, self._opinions(index, table, learner, is_begun=first_step > 0), stage.second_opinion)
         losses = Losses(self.feed, recipe.augment, language)
         optimizer = self._optimizer(learner, stage)
         averaged = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
@@ -126,6 +131,18 @@ class Pretraining:
         progress.tell(steps, scores)
         with (self.out / "stages.jsonl").open("a") as log:
             log.write(json.dumps({"stage": asdict(stage), "seconds": progress.seconds, "val": scores}) + "\n")
+
+    def _opinions(self, index: int, table: datasets.FilmTable, learner: Learner, *, is_begun: bool) -> Floats:
+        """What the towers made of the findings as the stage began; kept beside the run's state, to go on from."""
+        kept = self.out / f"opinions-{index}.npy"
+        if not is_begun:
+            model = self.recipe.model
+            contract = InputContract(size=table.pixels.shape[-1], mean=(model.mean,) * 3, std=(model.std,) * 3)
+            patients = [row.patient_id for row in self.rows["train"]]
+            np.save(kept, findings_opinions(table, patients, learner.visual, contract))
+        elif not kept.is_file():
+            raise InvalidRequest(f"The stage goes on from {kept.name}, which is not in {self.out}: put it back.", param="out")
+        return np.asarray(np.load(kept), np.float32)
 
     def _scores(self, learner: Learner, stage: StageRecipe) -> dict[str, float]:
         return validate(learner, self.table("val", stage.size), self.feed)

@@ -34,6 +34,7 @@ class StageRecipe:
     flip: float = 0.0  # probability that a film is mirrored, its left and right targets exchanged
     mix: float = 0.0  # Beta(mix, mix) share of a second film of the same stream (Zhang 2018)
     sizes: tuple[int, ...] = ()  # mirrored and blended films are enlarged to one of these at random; `size` where empty
+    second_opinion: float = 0.0  # share of the findings' targets that the towers tell as the stage begins (`opinions.py`)
 
 
 @dataclass(frozen=True)

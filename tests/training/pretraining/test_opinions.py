@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import open_clip.timm_model
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
+from foundation.prompts import NIH_FINDINGS
 from foundation.towers import ImageTower, image_tower
-from training.pretraining.opinions import looked_at, second_opinions
+from training.pretraining import pretrain
+from training.pretraining.opinions import looked_at, second_opinions, softened
+from training.pretraining.pretrain import Pretraining
+from training.pretraining.recipe import PretrainRecipe
 
 SIZE, FILMS = 64, 160
 CONTRACT = InputContract(size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -65,3 +74,47 @@ def test_mirrored_films_are_read_alike(tower: ImageTower, films: tuple[np.ndarra
     read = looked_at(tower, shown, CONTRACT)
     np.testing.assert_allclose(looked_at(tower, shown[..., ::-1], CONTRACT), read, rtol=0.02, atol=0.02)
     assert len(read[0]) % 3 == 0
+
+
+def test_a_stage_learns_from_labels_and_opinions_and_goes_on_with_the_same(
+    tiny: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(tiny, stage=(tiny.stage[0], replace(tiny.stage[1], second_opinion=0.5)))
+    run = Pretraining(recipe, tmp_path / "whole")
+    table = run.table("train", recipe.stage[1].size)
+    run.run()
+    kept = np.load(tmp_path / "whole" / "opinions-1.npy")
+    assert kept.shape == table.targets.shape
+    known = ~np.isnan(kept)
+    names = [name for name, is_told in zip(table.target_names, known.any(axis=0), strict=True) if is_told]
+    assert names == [name for name in table.target_names if name in NIH_FINDINGS]
+    assert known.any(axis=1).sum() == sum(stream == "nih_cxr14" for stream in table.streams)
+    mixed = softened(table, kept, 0.5).targets
+    np.testing.assert_allclose(mixed[known], (table.targets[known] + kept[known]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(mixed[~known], table.targets[~known])
+
+    class StoppedError(Exception):
+        pass
+
+    steps = iter(range(recipe.stage[0].films // recipe.batch + 2))
+    plain = pretrain._take_step
+
+    def take_step(*arguments: object) -> None:
+        plain(*arguments)  # type: ignore[arg-type]
+        if next(steps, None) is None:
+            raise StoppedError
+
+    often = replace(recipe, save_every_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "_take_step", take_step)
+        with pytest.raises(StoppedError):
+            Pretraining(often, tmp_path / "parts").run()
+    opinions = tmp_path / "parts" / "opinions-1.npy"
+    np.testing.assert_array_equal(np.load(opinions), kept)
+    opinions.rename(tmp_path / "away.npy")
+    with pytest.raises(InvalidRequest, match=r"opinions-1\.npy, which is not in"):
+        Pretraining(often, tmp_path / "parts").run()
+    (tmp_path / "away.npy").rename(opinions)
+    Pretraining(often, tmp_path / "parts").run()
+    whole, parts = (load_file(tmp_path / name / "learner.safetensors") for name in ("whole", "parts"))
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
