@@ -44,7 +44,7 @@ def findings_opinions(table: FilmTable, patients: Sequence[str], visual: nn.Modu
     columns = np.array([table.target_names.index(name) for name in NIH_FINDINGS])
     known = np.flatnonzero(~np.isnan(table.targets[: len(patients), columns]).any(axis=1))
     tower = image_tower(deepcopy(visual).eval())
-    own = [patients[place] for place in known]
+    own = [patients[int(place)] for place in known]
     told = np.full(table.targets.shape, np.nan, np.float32)
     told[np.ix_(known, columns)] = second_opinions(
         tower, table.pixels[known], table.targets[np.ix_(known, columns)], own, contract
