@@ -204,14 +204,13 @@ class ChatLane:
         embedded = torch.cat([self._model.embed(newest), *(feed.piece(length) for feed, length in pieces)])
         hidden, broken = self._run(spans, embedded)
         chats = [*writing, *(feed.chat for feed, _ in pieces)]
+        for at, chat in enumerate(writing):
+            if at not in broken:
+                chat.length += 1  # NOTE: before any row is given up, since the last that writes moves there with its `length`
         outcomes = [
             self._failed(chat, broken[at], on_fault) for at, chat in enumerate(chats) if at in broken and self._has(chat)
         ]
-        speaking: list[tuple[Chat, int]] = []  # a chat and where in `hidden` its next token stands
-        for at, chat in enumerate(writing):
-            if self._has(chat):
-                chat.length += 1
-                speaking.append((chat, at))
+        speaking = [(chat, at) for at, chat in enumerate(writing) if self._has(chat)]  # where in `hidden` the next token stands
         place = len(writing)
         for (feed, length), wanted in zip(pieces, [span.wants for span in spans[len(writing) :]], strict=True):
             if self._has(feed.chat):

@@ -270,7 +270,8 @@ class Loop:
         if self.config.monitor not in numbers:
             raise InvalidRequest(f"Validation gives {', '.join(numbers)}; monitor {self.config.monitor!r} is not there.")
         value, best = numbers[self.config.monitor], self.at.best_value
-        if best is None or (value > best if self.config.is_higher_better else value < best):
+        is_known = not math.isnan(value)
+        if best is None or (is_known and math.isnan(best)) or (value > best if self.config.is_higher_better else value < best):
             self.at.best_value, self.at.best_epoch = value, self.at.epoch
             if self.accelerator.is_main_process:
                 save_file(_trainable(self.bare), self.out / BEST)

@@ -316,6 +316,41 @@ def test_a_chat_that_fails_ends_alone(decoder: Decoder, monkeypatch: pytest.Monk
     assert [text_of(outcomes, number) for number in asked] == [alone(decoder, one).text for one in asked.values()]
 
 
+def test_who_takes_the_row_of_a_chat_that_broke_while_it_wrote_goes_on_from_all_its_tokens(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of those that write moves into the free row, with the token of this very step."""
+    asked = {number: question(number + 3, max_tokens=12, logprobs=True) for number in range(3)}
+
+    def reports(outcomes: list[Outcome], number: int) -> list[float]:
+        values = [one.value for one in outcomes if one.request_id == number and one.value]
+        return [report["logprob"] for value in values for report in value.get("logprobs", [])]
+
+    expected: dict[int, list[float]] = {}
+    for number, one in asked.items():
+        lane = ChatLane(decoder, 1)
+        ask(lane, number, one)
+        expected[number] = reports(drain(lane), number)
+    lane = ChatLane(decoder, 1)
+    run, broke = lane._model.run, list[int]()
+
+    def breaks(spans: Any, embedded: torch.Tensor) -> torch.Tensor:
+        if len(lane._writing) == 3 and any(span.row == 0 for span in spans) and len(broke) < 2:
+            broke.append(len(spans))  # the whole batch, then row 0 by itself
+            raise RuntimeError("broken")
+        return run(spans, embedded)
+
+    monkeypatch.setattr(lane._model, "run", breaks)
+    for number, one in asked.items():
+        ask(lane, number, one)
+    outcomes = drain(lane)
+    assert broke == [3, 1]
+    (lost,) = [one.request_id for one in outcomes if one.is_error]
+    for number in asked.keys() - {lost}:
+        assert len(expected[number]) > 1
+        assert reports(outcomes, number) == pytest.approx(expected[number], abs=1e-4)
+
+
 def test_a_question_that_does_not_fit_is_told_and_its_neighbour_is_answered(decoder: Decoder) -> None:
     lane = ChatLane(decoder, 2)
     ask(lane, 0, Question((Turn("user", "where " * 2000),), (), Sampling()))

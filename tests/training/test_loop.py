@@ -106,6 +106,13 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
     assert not torch.equal(weights(loop), seen[3])
 
 
+def test_an_epoch_whose_score_is_not_known_is_not_the_best_for_ever(tmp_path: Path) -> None:
+    nan = float("nan")
+    for scores, expected in (([nan, 0.5, nan], 1), ([nan, nan, nan], 0)):
+        report = make_loop(tmp_path / str(expected), Line(scores=scores)).run()
+        assert report.best_epoch == expected
+
+
 def test_the_log_has_every_step(tmp_path: Path) -> None:
     make_loop(tmp_path).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

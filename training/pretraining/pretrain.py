@@ -226,11 +226,12 @@ class Pretraining:
 
 
 def _total(parts: Mapping[str, Tensor], stage: StageRecipe, step: int) -> Tensor:
-    """The stage's weighted sum of its losses. Raises FloatingPointError where it is not finite."""
+    """The stage's weighted sum of its losses. Raises InvalidRequest where it is not finite."""
     total = sum((stage.objectives[name] * part for name, part in parts.items()), torch.zeros(()))
     if not torch.isfinite(total):
-        raise FloatingPointError(
-            f"stage {stage.name}: the loss is not finite at step {step}; lower its learning_rate, or set is_bf16 = false"
+        raise InvalidRequest(
+            f"Stage {stage.name!r}: the loss is not finite at step {step}; lower its learning_rate, or set is_bf16 = false.",
+            param="learning_rate",
         )
     return total
 
