@@ -1,8 +1,8 @@
 """Lone: which way a batch goes that has nothing beside it, over all cores or on one. Pure arithmetic.
 
 The way that was faster of late goes. Lone batches alone are compared: one beside others takes longer, whichever way. The
-slower way is tried now and then, since the machine may have become quieter or busier, and again at once while it turns out
-faster, so that a change is followed within a few batches of that trial.
+slower way is tried now and then, the more seldom the slower it was, since the machine may have become quieter or busier; and
+again at once while it turns out faster, so that a change is followed within a few batches of that trial.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from serving.pace import Pace
 
 _UNKNOWN = Pace(memory=0.7)  # some three batches count
+_MOST_SELDOM = 4.0  # times `retry_every`, however slow the slower way was
 _MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up
 
 
 @dataclass
 class Lone:
-    """retry_every: how many batches take the faster way before one takes the other."""
+    """retry_every: trials of the slower way may cost one part in so many of the time."""
 
     wide: Pace = _UNKNOWN
     narrow: Pace = _UNKNOWN
@@ -29,7 +30,7 @@ class Lone:
         if not self.wide.is_known or not self.narrow.is_known:
             return not self.wide.is_known
         self._since += 1
-        if self._since <= self.retry_every:
+        if self._since <= self._patience(rows):
             return self._is_wide_faster(rows)
         self._since = 0
         return not self._is_wide_faster(rows)
@@ -38,12 +39,17 @@ class Lone:
         """A lone batch of `rows` has taken so long."""
         own, other = (self.wide, self.narrow) if is_wide else (self.narrow, self.wide)
         if own.is_known and other.is_known and self._is_wide_faster(rows) != is_wide and seconds < other.seconds_for(rows):
-            self._since = self.retry_every
+            self._since = int(_MOST_SELDOM * self.retry_every)
         seconds = min(seconds, _MOST * own.seconds_for(rows)) if own.is_known else seconds
         if is_wide:
             self.wide = own.after(rows, seconds)
         else:
             self.narrow = own.after(rows, seconds)
+
+    def _patience(self, rows: float) -> float:
+        """How many batches take the faster way before one takes the other."""
+        faster, slower = sorted((self.wide.seconds_for(rows), self.narrow.seconds_for(rows)))
+        return self.retry_every * min(_MOST_SELDOM, slower / max(faster, 1e-9))
 
     def _is_wide_faster(self, rows: float) -> bool:
         return self.wide.seconds_for(rows) <= self.narrow.seconds_for(rows)
