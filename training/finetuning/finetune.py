@@ -24,7 +24,9 @@ from training.finetuning.classification.finetune import classification_rows, tra
 from training.finetuning.fusion.finetune import FusionRecipe, fusion_rows, train_fusion
 from training.finetuning.job import FinetuneJob, FinetuneResult, TrainableBackbone
 from training.finetuning.recipe import FinetuneRecipe, TaskRecipe
-from training.finetuning.segmentation.finetune import SegmentationRecipe, segmentation_rows, train_segmentation
+from training.finetuning.segmentation.films import segmentation_rows
+from training.finetuning.segmentation.finetune import train_segmentation
+from training.finetuning.segmentation.recipe import SegmentationRecipe
 from training.manifests.manifest import Manifest, filter_rows, load_manifest
 from training.recipe import read_recipe
 

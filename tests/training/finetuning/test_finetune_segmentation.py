@@ -31,17 +31,17 @@ from training.finetuning.job import FinetuneJob, FinetuneResult
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
 from training.finetuning.segmentation import unet
 from training.finetuning.segmentation.clicks import TITLES
-from training.finetuning.segmentation.finetune import (
+from training.finetuning.segmentation.films import load_films
+from training.finetuning.segmentation.finetune import learn_clicks
+from training.finetuning.segmentation.masks import MaskRecipe, class_names, read_masked
+from training.finetuning.segmentation.phrases import Phrase
+from training.finetuning.segmentation.recipe import (
     ClickRecipe,
     MaskDataRecipe,
     SegmentationHeadRecipe,
     SegmentationRecipe,
     SegmentationViews,
-    learn_clicks,
-    load_films,
 )
-from training.finetuning.segmentation.masks import MaskRecipe, class_names, read_masked
-from training.finetuning.segmentation.phrases import Phrase
 from training.finetuning.segmentation.scores import compare
 from training.finetuning.segmentation.trainee import (
     AdaptedSegmenter,

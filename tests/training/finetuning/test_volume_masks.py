@@ -17,8 +17,8 @@ from foundation.errors import ManifestError
 from training.evaluating.evaluate import Options, evaluate
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
-from training.finetuning.segmentation.finetune import MaskDataRecipe, SegmentationRecipe, SegmentationViews
 from training.finetuning.segmentation.masks import MaskRecipe, load_volumes
+from training.finetuning.segmentation.recipe import MaskDataRecipe, SegmentationRecipe, SegmentationViews
 from training.manifests.manifest import load_manifest
 
 MASKS = (MaskRecipe("mask", classes={"ball": [1], "rod": [2]}),)

@@ -16,8 +16,8 @@ from adapters.tasks.segmentation import SegmentationResult, Segmenter
 from adapters.tasks.volume import VolumeSegmentation, segment_volume
 from foundation.image import MedicalImage
 from foundation.preprocess import normalise, render
-from training.finetuning.segmentation.finetune import SegmentationRecipe
 from training.finetuning.segmentation.masks import Mask, MaskRecipe, has_masks, read_masked, with_unions
+from training.finetuning.segmentation.recipe import SegmentationRecipe
 from training.manifests.manifest import Manifest, Row
 from training.measuring.scoring import Backbone, Running
 from training.recipe import fill

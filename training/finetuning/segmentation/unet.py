@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from adapters.tasks.segmentation import SegmentationOutput
 from foundation.preprocess import InputContract
-from training.finetuning.segmentation.finetune import SegmentationRecipe
 from training.finetuning.segmentation.masks import MaskedFilms, class_names, load_masked
+from training.finetuning.segmentation.recipe import SegmentationRecipe
 from training.finetuning.segmentation.trainee import SegmentationTrainee
 from training.finetuning.trunk_cache import film_cache, to_pixels
 from training.loop import Loop, LoopConfig, ParameterGroup
