@@ -27,6 +27,7 @@ from serving.arena import Arena
 from serving.decode_limit import DecodeLimit
 from serving.messages import Film, RawFilm
 from serving.spawn import end, kill, spawn
+from serving.together import together
 from serving.transport import AsyncChannel, PeerLostError, film_from_plain, mask_file_to_plain, raw_film_to_plain
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class DecodePool:
         self._is_closed = False
 
     async def start(self) -> None:
-        await asyncio.gather(*(self._hire() for _ in range(self.config.processes)))
+        await together(self._hire() for _ in range(self.config.processes))
 
     async def close(self) -> None:
         self._is_closed = True
@@ -158,6 +159,9 @@ class DecodePool:
             if limit.passed is not None:
                 raise limit.passed from None
             raise
+        except Exception:  # NOTE: what it was sent or answers then is not known, so it is not asked again.
+            self._replace(decoder)
+            raise
         finally:
             limit.stop()
         self._idle.put_nowait(decoder)
@@ -175,7 +179,11 @@ class DecodePool:
             "VESALIUS_DECODE_BYTES": str(self.config.memory_bytes),
         }
         arena = Arena.create(ARENA_BYTES)
-        process, channel = await spawn(self.config.module, limits, arena)
+        try:
+            process, channel = await spawn(self.config.module, limits, arena)
+        except BaseException:
+            arena.close()
+            raise
         decoder = _Decoder(process, channel, arena)
         self._all.add(decoder)
         try:

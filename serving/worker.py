@@ -33,6 +33,7 @@ from serving.link import AWAY
 from serving.mask_files import MaskFile
 from serving.messages import Film, Operation, Outcome, RawFilm, Request
 from serving.prompts import TEMPLATES
+from serving.together import together
 from serving.transport import contract_from_plain, failure
 
 log = logging.getLogger("serving.worker")
@@ -67,13 +68,9 @@ class Worker:
 
     async def start(self) -> None:
         """Both kinds of process, side by side. Raises why the engine or a decoder cannot start."""
-        starting = (asyncio.create_task(self.pool.start()), asyncio.create_task(self.link.start()))
         try:
-            await asyncio.gather(*starting)
+            await together((self.pool.start(), self.link.start()))
         except BaseException:
-            for task in starting:
-                task.cancel()
-            await asyncio.gather(*starting, return_exceptions=True)
             await self.close()
             raise
         self._canary = asyncio.create_task(self._sing())

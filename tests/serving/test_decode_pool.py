@@ -68,6 +68,21 @@ def test_a_lost_decoder_is_replaced_and_only_its_film_is_refused(
     asyncio.run(body())
 
 
+def test_what_cannot_be_sent_costs_the_pool_no_decoder_for_good() -> None:
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=1))
+        await pool.start()
+        try:
+            with pytest.raises(OverflowError):
+                await pool.decode(RawFilm(png_film(1), slice_index=2**70), CONTRACT)
+            assert (await pool.decode(RawFilm(png_film(1)), CONTRACT)).source_format == "png"
+            assert pool.replaced == 1
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
 def test_a_film_whose_decoder_is_given_no_processor_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
