@@ -28,12 +28,12 @@ class Feed:
     def feature_map(self, learner: Learner, films: Tensor) -> Tensor:
         """(B, 1, S, S) in 0..1 -> (B, D, h, w), in the precision of `autocast`."""
         with self.autocast():
-            return learner.feature_map(self._normalised(films))
+            return learner.feature_map(self.normalised(films))
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16)
 
-    def _normalised(self, films: Tensor) -> Tensor:
+    def normalised(self, films: Tensor) -> Tensor:
         """(B, 1, S, S) in 0..1 -> (B, 3, S, S) as the tower eats it."""
         films = (films - self.mean) / self.std
         return films.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

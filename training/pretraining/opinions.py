@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.model_selection import GroupKFold
-from torch import Tensor, nn
+from torch import nn
 
 from adapters.tasks.levels import pool_levels
 from foundation.look import AS_IT_IS, further_looks
-from foundation.preprocess import InputContract
 from foundation.prompts import NIH_FINDINGS
 from foundation.towers import ImageTower, image_tower
 from training.level_fit import Seen, fit_levels
 from training.manifests.datasets import FilmTable
+from training.pretraining.feed import Feed
 
 SIZES = (160, 192)
 FOLDS = 4
@@ -36,7 +36,7 @@ BATCH = 64
 Floats = npt.NDArray[np.float32]
 
 
-def findings_opinions(table: FilmTable, patients: Sequence[str], visual: nn.Module, contract: InputContract) -> Floats:
+def findings_opinions(table: FilmTable, patients: Sequence[str], visual: nn.Module, feed: Feed) -> Floats:
     """What open_clip's `visual` makes of the findings of a table's films, (N, K) as its targets; NaN where those are unknown.
 
     patients: of the table's first films, which are real ones; phantoms have no such findings.
@@ -46,9 +46,7 @@ def findings_opinions(table: FilmTable, patients: Sequence[str], visual: nn.Modu
     tower = image_tower(deepcopy(visual).eval())
     own = [patients[int(place)] for place in known]
     told = np.full(table.targets.shape, np.nan, np.float32)
-    told[np.ix_(known, columns)] = second_opinions(
-        tower, table.pixels[known], table.targets[np.ix_(known, columns)], own, contract
-    )
+    told[np.ix_(known, columns)] = second_opinions(tower, table.pixels[known], table.targets[np.ix_(known, columns)], own, feed)
     return told
 
 
@@ -63,12 +61,12 @@ def second_opinions(
     films: npt.NDArray[np.uint8],
     truth: Floats,
     patients: Sequence[str],
-    contract: InputContract,
+    feed: Feed,
     *,
     folds: int = FOLDS,
 ) -> Floats:
     """Probabilities (N, K) for films (N, S, S) with known targets (N, K) in 0..1; patients: (N,), whom each film is of."""
-    read = looked_at(tower, films, contract)
+    read = looked_at(tower, films, feed)
     told = np.empty(truth.shape, np.float32)
     start = np.zeros(truth.shape)
     for others, own in GroupKFold(folds).split(read, groups=list(patients)):
@@ -80,23 +78,15 @@ def second_opinions(
 
 
 @torch.inference_mode()
-def looked_at(tower: ImageTower, films: npt.NDArray[np.uint8], contract: InputContract) -> Floats:
+def looked_at(tower: ImageTower, films: npt.NDArray[np.uint8], feed: Feed) -> Floats:
     """(N, F): the pooled levels of each film, at its own and further sizes, each the mean of the film and its mirror image."""
     sizes = SIZES if tower.side_step else ()
     looks = (AS_IT_IS, *further_looks(sizes, True))
-    device = next(tower.parameters()).device
     rows = []
     for start in range(0, len(films), BATCH):
-        pixels = _normalised(films[start : start + BATCH], contract).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        pixels = feed.normalised(feed.films(films[start : start + BATCH]))
+        with feed.autocast():
             seen = [pool_levels(tower(look.of(pixels)).levels, ("mean",)) for look in looks]
         upright, mirrored = torch.cat(seen, dim=1).chunk(2, dim=1)
         rows.append(((upright + mirrored) / 2).cpu().numpy())
     return np.concatenate(rows)
-
-
-def _normalised(films: npt.NDArray[np.uint8], contract: InputContract) -> Tensor:
-    """(B, S, S) uint8 -> (B, 3, S, S)."""
-    unit = torch.from_numpy(np.ascontiguousarray(films)).float().div(255)[:, None].expand(-1, 3, -1, -1)
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (contract.mean, contract.std))
-    return (unit - mean) / std

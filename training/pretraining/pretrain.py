@@ -27,7 +27,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from foundation.device import choose_device
 from foundation.errors import InvalidRequest
-from foundation.preprocess import InputContract
 from training import resume
 from training.manifests import datasets
 from training.manifests.manifest import Row, load_manifest
@@ -136,10 +135,8 @@ class Pretraining:
         """What the towers made of the findings as the stage began; kept beside the run's state, to go on from."""
         kept = self.out / f"opinions-{index}.npy"
         if not is_begun:
-            model = self.recipe.model
-            contract = InputContract(size=table.pixels.shape[-1], mean=(model.mean,) * 3, std=(model.std,) * 3)
             patients = [row.patient_id for row in self.rows["train"]]
-            np.save(kept, findings_opinions(table, patients, learner.visual, contract))
+            np.save(kept, findings_opinions(table, patients, learner.visual, self.feed))
         elif not kept.is_file():
             raise InvalidRequest(f"The stage goes on from {kept.name}, which is not in {self.out}: put it back.", param="out")
         return np.asarray(np.load(kept), np.float32)

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from foundation.errors import InvalidRequest
-from foundation.preprocess import InputContract
 from foundation.prompts import NIH_FINDINGS
 from foundation.towers import ImageTower, image_tower
 from training.pretraining import pretrain
+from training.pretraining.feed import Feed
 from training.pretraining.opinions import looked_at, second_opinions, softened
 from training.pretraining.pretrain import Pretraining
 from training.pretraining.recipe import PretrainRecipe
 
 SIZE, FILMS = 64, 160
-CONTRACT = InputContract(size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+FEED = Feed(torch.device("cpu"), 0.5, 0.25, is_bf16=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +50,29 @@ def test_a_wrong_label_is_outvoted_by_the_films_of_others(tower: ImageTower, fil
     wrong = np.arange(0, FILMS, 10)
     mined[wrong, 0] = 1 - mined[wrong, 0]
     patients = [f"p{number // 2}" for number in range(FILMS)]
-    told = second_opinions(tower, shown, mined, patients, CONTRACT)
+    told = second_opinions(tower, shown, mined, patients, FEED)
     assert told.shape == truth.shape
     assert ((told > 0) & (told < 1)).all()
     assert ((told[wrong, 0] > 0.5) == (truth[wrong, 0] > 0.5)).mean() > 0.8
     assert np.ptp(told[:, 1]) < np.ptp(told[:, 0])
-    np.testing.assert_array_equal(told, second_opinions(tower, shown, mined, patients, CONTRACT))
+    np.testing.assert_array_equal(told, second_opinions(tower, shown, mined, patients, FEED))
 
 
 def test_a_film_is_judged_without_its_own_label(tower: ImageTower, films: tuple[np.ndarray, np.ndarray]) -> None:
     shown, truth = films
     patients = [f"p{number // 2}" for number in range(FILMS)]
-    told = second_opinions(tower, shown, truth, patients, CONTRACT)
+    told = second_opinions(tower, shown, truth, patients, FEED)
     changed = truth.copy()
     changed[4:6] = 1 - changed[4:6]  # both films of one patient
-    again = second_opinions(tower, shown, changed, patients, CONTRACT)
+    again = second_opinions(tower, shown, changed, patients, FEED)
     np.testing.assert_array_equal(again[4:6], told[4:6])
     assert (again != told).any()
 
 
 def test_mirrored_films_are_read_alike(tower: ImageTower, films: tuple[np.ndarray, np.ndarray]) -> None:
     shown = films[0][:8]
-    read = looked_at(tower, shown, CONTRACT)
-    np.testing.assert_allclose(looked_at(tower, shown[..., ::-1], CONTRACT), read, rtol=0.02, atol=0.02)
+    read = looked_at(tower, shown, FEED)
+    np.testing.assert_allclose(looked_at(tower, shown[..., ::-1], FEED), read, rtol=0.02, atol=0.02)
     assert len(read[0]) % 3 == 0
 
 
