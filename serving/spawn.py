@@ -34,8 +34,11 @@ async def spawn(
     further: file descriptors that the child is to have beside them, named in its arguments after those.
     Raises EngineUnavailable where this machine lets no further process start.
     """
-    ours, theirs = socket.socketpair()
     assert arena is not None or not further
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise _refused(module, error) from None
     handles = (theirs.fileno(), *([] if arena is None else [arena.handle]), *further)
     paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
     inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
@@ -51,14 +54,24 @@ async def spawn(
         )
     except OSError as error:
         ours.close()
-        why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
-        raise EngineUnavailable(why) from None
+        raise _refused(module, error) from None
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    return process, await AsyncChannel.over(ours)
+    try:
+        return process, await AsyncChannel.over(ours)
+    except BaseException:
+        ours.close()
+        kill(process)
+        await process.wait()
+        raise
+
+
+def _refused(module: str, error: OSError) -> EngineUnavailable:
+    why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
+    return EngineUnavailable(why)
 
 
 def parent_channel() -> Channel:
@@ -83,13 +96,15 @@ def parent_handles() -> list[int]:
 
 
 async def end(process: asyncio.subprocess.Process, channel: AsyncChannel, patience_s: float = 2.0) -> None:
-    """Close the pair, wait a little for the process to end by itself, then kill it."""
+    """Close the pair, wait a little for the process to end by itself, then kill it; at once where the caller is cancelled."""
     channel.close()
     try:
         await asyncio.wait_for(process.wait(), patience_s)
     except TimeoutError:
+        pass
+    finally:
         kill(process)
-        await process.wait()
+    await process.wait()
 
 
 def processor_s(process_id: int) -> float:
