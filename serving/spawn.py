@@ -3,8 +3,9 @@
     process, channel = await spawn("serving.decode_process", {"OMP_NUM_THREADS": "1"})
 
 The child is a fresh interpreter (nothing is forked, nothing pickled) that finds its end of the pair as the file
-descriptor named in its first argument, and a shared arena's in its second. It ignores Ctrl-C, which is the parent's to
-handle, and ends when the pair closes.
+descriptor named in its first argument, and a shared arena's in its second. It ignores Ctrl-C and SIGTERM, which a terminal or
+a service manager sends to all processes of a server at once and which are the parent's to handle: what runs may still need
+the child. It ends when the pair closes.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def parent_channel() -> Channel:
 
 def parent_socket() -> socket.socket:
     """In the child: its end of the pair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     return socket.socket(fileno=int(sys.argv[1]))
 
 
