@@ -37,11 +37,12 @@ from serving.hub import Hub, Peer
 from serving.ledger import Ledger
 from serving.metrics import FOLDER_VARIABLE
 from serving.server import Stoppable, key_ring, listen, url_of
-from serving.spawn import kill, spawn
+from serving.spawn import kill, no_process, spawn
 from serving.together import together
 from serving.worker import engines
 
 log = logging.getLogger("serving.fronts")
+_MODULE = "serving.front_process"
 _LOOK_EACH_S = 0.05
 _SILENT_S, _HANG_LIMIT_S = 3.0, 30.0  # a front says something each second
 _LONGEST_PAUSE_S = 10.0
@@ -134,13 +135,17 @@ class Fronts:
 
     async def _hire(self, number: int) -> None:
         """Start a front and wait until it serves. Raises VesaliusError where it cannot."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         arena = Arena.create(ARENA_BYTES)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            arena.close()
+            raise no_process(_MODULE, error) from None
+        ours.setblocking(False)
         try:
             with theirs:
                 handles = (theirs.fileno(), self._ledger.handle)
-                process, channel = await spawn("serving.front_process", {FOLDER_VARIABLE: self._folder}, arena, handles)
+                process, channel = await spawn(_MODULE, {FOLDER_VARIABLE: self._folder}, arena, handles)
         except BaseException:
             ours.close()
             arena.close()

@@ -39,7 +39,7 @@ async def spawn(
     try:
         ours, theirs = socket.socketpair()
     except OSError as error:
-        raise _refused(module, error) from None
+        raise no_process(module, error) from None
     handles = (theirs.fileno(), *([] if arena is None else [arena.handle]), *further)
     paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
     inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
@@ -55,7 +55,7 @@ async def spawn(
         )
     except OSError as error:
         ours.close()
-        raise _refused(module, error) from None
+        raise no_process(module, error) from None
     except BaseException:
         ours.close()
         raise
@@ -70,7 +70,8 @@ async def spawn(
         raise
 
 
-def _refused(module: str, error: OSError) -> EngineUnavailable:
+def no_process(module: str, error: OSError) -> EngineUnavailable:
+    """That this machine lets no further process start."""
     why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
     return EngineUnavailable(why)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,11 +24,12 @@ from server_process import BODY, address_of, children, run_serve, score, send_to
 from tiny import write_checkpoint, write_findings
 
 from foundation.checkpoint import open_checkpoint
-from foundation.errors import InvalidRequest
+from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.audit import AuditLog
 from serving.config import DecodeConfig, EngineConfig, ServerConfig, TlsConfig
 from serving.decode_process import decode
 from serving.engine import Engine
+from serving.fronts import Fronts
 from serving.keys import KeyFile
 from serving.messages import Batch, RawFilm, Request
 from serving.server import background
@@ -254,6 +259,27 @@ def test_several_fronts_serve_on_a_thread(place: Place) -> None:
         mine = [process for module in ("front", "engine") for process in children(f"serving.{module}_process")]
         assert len(mine) == 3
     assert not [process for process in mine if Path(f"/proc/{process}").exists()]
+
+
+@pytest.mark.parametrize(("module", "function"), [(socket, "socketpair"), (os, "memfd_create")])
+def test_a_front_for_which_there_is_no_open_file_is_refused_so_that_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def hire() -> None:
+        nobody: Any = None
+        fronts = Fronts(ServerConfig(workers=2), nobody, nobody, nobody, "")
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, refuse)
+            with pytest.raises(EngineUnavailable, match=os.strerror(errno.EMFILE)):
+                await fronts._hire(1)
+        assert len(os.listdir("/proc/self/fd")) == before
+        fronts._ledger.close()
+
+    asyncio.run(hire())
 
 
 def test_a_number_that_is_none_is_refused_by_name() -> None:
