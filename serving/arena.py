@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from foundation.errors import EngineUnavailable
+
 _SEALS = 0x0001 | 0x0002 | 0x0004  # no more seals, no shrinking, no growing
 _ADD_SEALS = 1033  # F_ADD_SEALS
 
@@ -35,7 +37,12 @@ class Arena:
 
     @classmethod
     def create(cls, size: int) -> Arena:
-        handle = os.memfd_create("vesalius-films", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        """Raises EngineUnavailable where this machine gives no more."""
+        try:
+            handle = os.memfd_create("vesalius-films", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            why = f"No memory can be shared with another process ({error.strerror}). Allow more memory or open files."
+            raise EngineUnavailable(why) from None
         os.ftruncate(handle, size)
         seal(handle)
         return cls(handle)

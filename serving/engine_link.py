@@ -103,23 +103,26 @@ class EngineLink(Link):
     async def _launch(self) -> None:
         process, channel = await spawn(self._module, _waiting(), self._arena)
         try:
+            self.facts = await self._greeted(channel)
+        except BaseException:
+            await end(process, channel, patience_s=0.0)
+            raise
+        self.last_forward = self._last_heard = time.monotonic()  # the engine's own check
+        self._running = _Running(process, channel)
+        self._up.set()
+
+    async def _greeted(self, channel: AsyncChannel) -> Mapping[str, Any]:
+        """Tell a new engine what to open; its facts. Raises as `start`."""
+        try:
             async with asyncio.timeout(self._start_limit_s):
                 await channel.send({"kind": "open", "config": asdict(self.config)})
                 greeting = await channel.receive()
         except (PeerLostError, TimeoutError):
-            kill(process)
-            channel.close()
             raise EngineUnavailable("The engine could not start; the server's log says more.") from None
-        except BaseException:
-            kill(process)
-            raise
         if greeting["kind"] != "hello":
-            channel.close()
             raise _refusal(greeting)
-        self.facts = greeting["facts"]
-        self.last_forward = self._last_heard = time.monotonic()  # the engine's own check
-        self._running = _Running(process, channel)
-        self._up.set()
+        facts: Mapping[str, Any] = greeting["facts"]
+        return facts
 
     async def _keep_alive(self) -> None:
         """Read what the engine says; when it is gone, tell everyone and start another."""

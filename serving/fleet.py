@@ -8,23 +8,30 @@ lost leaves its work to the others until it is back.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.cache import LruCache
 from serving.config import EngineConfig
 from serving.engine_link import EngineLink
+from serving.gateway import next_request_id
+from serving.http_errors import InternalError
 from serving.link import AWAY, Answers
 from serving.messages import Outcome, Request
 from serving.together import together
 from serving.transport import failure
 
+T = TypeVar("T")
+log = logging.getLogger("serving.fleet")
 EVERYWHERE = ("load", "unload")
 FILM_WORTH, ADAPTER_WORTH = 4, 2  # in requests: how much fuller an engine may be that knows the film, or the adapter
+SLOWER_S = 30.0  # for how long those that have changed an adapter wait for the next to do so
 _REMEMBERED = 4096
+_WAIT_S = 60.0
 
 
 class Fleet:
@@ -36,7 +43,8 @@ class Fleet:
         self._links = tuple(links)
         self._known: LruCache[tuple[str, ...], frozenset[int]] = LruCache(_REMEMBERED)
         self._owners: dict[int, EngineLink] = {}  # of requests under way, by id
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._catching_up: dict[str | None, list[asyncio.Task[None]]] = {}  # by adapter
 
     @classmethod
     def of(
@@ -90,6 +98,7 @@ class Fleet:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(link.close() for link in self._links))
 
     async def wait_up(self, limit_s: float) -> bool:
@@ -142,28 +151,64 @@ class Fleet:
             self._known.put(key, (self._known.get(key) or frozenset()) | {number})
 
     def _ask_all(self, request: Request) -> Answers:
-        """The first engine's answer, or the first that failed; an engine that is away learns of it when it is opened."""
+        """The first answer that came, or the first that failed. An engine that is away, is lost over it or keeps the others
+        waiting costs them nothing: it is told, or told again, once it is there.
+        """
+        for task in self._catching_up.pop(request.adapter, ()):
+            task.cancel()  # what it should have been told holds no more
         answers = Answers(request.id)
-
-        async def gather() -> None:
-            told = await asyncio.gather(*(_last(link, request) for link in self._links if link.is_up))
-            nobody = failure(request.id, EngineUnavailable(AWAY))
-            answers.put(next((one for one in told if one.is_error), told[0] if told else nobody))
-
-        task = asyncio.create_task(gather())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background(self._gather(request, answers))
         return answers
 
+    async def _gather(self, request: Request, answers: Answers) -> None:
+        asked = {link: self._background(_last(link, request)) for link in self._links if link.is_up}
+        pending, told = set(asked.values()), list[Outcome]()
+        while pending:
+            timeout = SLOWER_S if told else None
+            done, pending = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                log.error("%d of %d engines are slow to %s an adapter", len(pending), len(asked), request.operation)
+                break
+            told += [outcome for task in done if (outcome := task.result()) is not None]
+        nobody = failure(request.id, EngineUnavailable(AWAY))
+        outcome = next((one for one in told if one.is_error), told[0] if told else nobody)
+        if not outcome.is_error:
+            late = [link for link in self._links if link not in asked or asked[link] in pending or asked[link].result() is None]
+            if late:
+                catching_up = [self._background(self._catch_up(link, request, asked.get(link))) for link in late]
+                self._catching_up[request.adapter] = catching_up
+        answers.put(outcome)
 
-async def _last(link: EngineLink, request: Request) -> Outcome:
-    answers = await link.ask(request)
+    async def _catch_up(self, link: EngineLink, request: Request, asked: asyncio.Task[Outcome | None] | None) -> None:
+        """Tell an engine what the others have done, once: it may have been opened before that was known."""
+        outcome = None if asked is None else await asked
+        if outcome is None:
+            while not await link.wait_up(_WAIT_S):
+                pass
+            outcome = await _last(link, replace(request, id=next_request_id()))
+        if outcome is None or outcome.is_error:
+            log.error("an engine could not %s an adapter that others did", request.operation)
+
+    def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _last(link: EngineLink, request: Request) -> Outcome | None:
+    """What an engine says in the end; None where it is away, or lost before. Whatever happens, somebody waits for an answer."""
     try:
-        while not (outcome := await answers.get()).is_final:
-            pass
-    finally:
-        link.release(answers)
-    return outcome
+        answers = await link.ask(request)
+        try:
+            while not (outcome := await answers.get()).is_final:
+                pass
+        finally:
+            link.release(answers)
+    except Exception as error:
+        log.error("unforeseen %s while an engine was asked", type(error).__name__)
+        return failure(request.id, InternalError())
+    return None if outcome.error_code == EngineUnavailable.code else outcome
 
 
 def _film_keys(request: Request) -> list[tuple[str, ...]]:

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from prometheus_client.multiprocess import mark_process_dead
 
 from foundation.errors import EngineUnavailable, VesaliusError
+from serving.acceptor import Acceptor
 from serving.api.trail import Trail
 from serving.arena import Arena
 from serving.audit import AuditLog
@@ -36,16 +37,15 @@ from serving.hub import Hub, Peer
 from serving.ledger import Ledger
 from serving.metrics import FOLDER_VARIABLE
 from serving.server import Stoppable, key_ring, listen, url_of
-from serving.spawn import kill, spawn
+from serving.spawn import kill, no_process, spawn
 from serving.together import together
 from serving.worker import engines
 
 log = logging.getLogger("serving.fronts")
+_MODULE = "serving.front_process"
 _LOOK_EACH_S = 0.05
 _SILENT_S, _HANG_LIMIT_S = 3.0, 30.0  # a front says something each second
 _LONGEST_PAUSE_S = 10.0
-_ACCEPTED_AT_ONCE = 64
-_RETRY_S = 0.05
 _END_S = 5.0  # beyond the drain, until a front is killed
 
 
@@ -90,8 +90,7 @@ class Fronts:
         self._living: dict[int, _Front] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._last_given = 0
-        self._held: socket.socket | None = None  # accepted, and nobody could take it yet
-        self._is_over = False
+        self._acceptor: Acceptor | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Raises why a front cannot start."""
@@ -101,7 +100,8 @@ class Fronts:
                 await together(self._hire(number) for number in numbers)
                 self._keepers = [asyncio.create_task(self._keep(number)) for number in numbers]
                 self._listener.setblocking(False)
-                self._resume()
+                self._acceptor = Acceptor(asyncio.get_running_loop(), self._listener, self._hand)
+                self._acceptor.start()
                 on_ready()
                 while not self.should_exit:
                     await asyncio.sleep(_LOOK_EACH_S)
@@ -135,13 +135,17 @@ class Fronts:
 
     async def _hire(self, number: int) -> None:
         """Start a front and wait until it serves. Raises VesaliusError where it cannot."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         arena = Arena.create(ARENA_BYTES)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            arena.close()
+            raise no_process(_MODULE, error) from None
+        ours.setblocking(False)
         try:
             with theirs:
                 handles = (theirs.fileno(), self._ledger.handle)
-                process, channel = await spawn("serving.front_process", {FOLDER_VARIABLE: self._folder}, arena, handles)
+                process, channel = await spawn(_MODULE, {FOLDER_VARIABLE: self._folder}, arena, handles)
         except BaseException:
             ours.close()
             arena.close()
@@ -218,8 +222,7 @@ class Fronts:
 
     async def _drain(self) -> None:
         """Nobody new comes in; what runs may finish."""
-        self._pause()
-        self._listener.close()
+        self._shut()
         for front in self._living.values():
             front.peer.channel.post({"kind": "drain"})
         serving = [front.serving for front in self._living.values()]
@@ -227,43 +230,19 @@ class Fronts:
             await asyncio.wait(serving, timeout=self._config.drain_s + _END_S)
 
     async def _end_all(self) -> None:
-        self._is_over = self.should_exit = True
-        self._pause()
+        self.should_exit = True
+        self._shut()
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*(self._bury(front) for front in self._living.values()))
         self._living.clear()
-        if self._held is not None:
-            self._held.close()
 
     # Connections
 
-    def _resume(self) -> None:
-        if not self._is_over and self._listener.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
-
-    def _pause(self) -> None:
-        if self._listener.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._listener)
-
-    def _accept(self) -> None:
-        """Hand on whoever waits; where no front can take one, wait with it a moment."""
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                connection = self._held or self._listener.accept()[0]
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                log.error("no connection can be accepted (%s)", type(error).__name__)
-                connection = None
-            self._held = connection
-            if connection is None or not self._hand(connection):
-                self._pause()
-                asyncio.get_running_loop().call_later(_RETRY_S, self._resume)
-                return
-            self._held = None
-            connection.close()
+    def _shut(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
 
     def _hand(self, connection: socket.socket) -> bool:
         """Give it to the next front in turn that can take it; False where none can."""

@@ -3,8 +3,9 @@
     process, channel = await spawn("serving.decode_process", {"OMP_NUM_THREADS": "1"})
 
 The child is a fresh interpreter (nothing is forked, nothing pickled) that finds its end of the pair as the file
-descriptor named in its first argument, and a shared arena's in its second. It ignores Ctrl-C, which is the parent's to
-handle, and ends when the pair closes.
+descriptor named in its first argument, and a shared arena's in its second. It ignores Ctrl-C and SIGTERM, which a terminal or
+a service manager sends to all processes of a server at once and which are the parent's to handle: what runs may still need
+the child. It ends when the pair closes.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ async def spawn(
     further: file descriptors that the child is to have beside them, named in its arguments after those.
     Raises EngineUnavailable where this machine lets no further process start.
     """
-    ours, theirs = socket.socketpair()
     assert arena is not None or not further
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise no_process(module, error) from None
     handles = (theirs.fileno(), *([] if arena is None else [arena.handle]), *further)
     paths = [str(_HOUSE), os.environ.get("PYTHONPATH", "")]
     inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
@@ -51,14 +55,25 @@ async def spawn(
         )
     except OSError as error:
         ours.close()
-        why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
-        raise EngineUnavailable(why) from None
+        raise no_process(module, error) from None
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    return process, await AsyncChannel.over(ours)
+    try:
+        return process, await AsyncChannel.over(ours)
+    except BaseException:
+        ours.close()
+        kill(process)
+        await process.wait()
+        raise
+
+
+def no_process(module: str, error: OSError) -> EngineUnavailable:
+    """That this machine lets no further process start."""
+    why = f"No process can be started for {module} ({error.strerror}). Allow more memory, processes or open files."
+    return EngineUnavailable(why)
 
 
 def parent_channel() -> Channel:
@@ -68,7 +83,8 @@ def parent_channel() -> Channel:
 
 def parent_socket() -> socket.socket:
     """In the child: its end of the pair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     return socket.socket(fileno=int(sys.argv[1]))
 
 
@@ -83,13 +99,15 @@ def parent_handles() -> list[int]:
 
 
 async def end(process: asyncio.subprocess.Process, channel: AsyncChannel, patience_s: float = 2.0) -> None:
-    """Close the pair, wait a little for the process to end by itself, then kill it."""
+    """Close the pair, wait a little for the process to end by itself, then kill it; at once where the caller is cancelled."""
     channel.close()
     try:
         await asyncio.wait_for(process.wait(), patience_s)
     except TimeoutError:
+        pass
+    finally:
         kill(process)
-        await process.wait()
+    await process.wait()
 
 
 def processor_s(process_id: int) -> float:

@@ -13,18 +13,24 @@ channel = parent_channel()
 name = channel.receive()["config"]["checkpoint"]
 if name == "refused":
     channel.send({"kind": "failed", "code": "checkpoint_refused", "message": "It holds a pickle."})
-    raise SystemExit
+    time.sleep(60)  # as slow to end as a large model may be
+if name == "deaf":  # opening, and seeing nothing of its socket
+    time.sleep(60)
+if name == "odd":
+    channel.send({"kind": "hello"})
 channel.send({"kind": "hello", "facts": {"name": name}})
 cancelled: list[int] = []
+heard: list[str] = []
 for message in channel:
     if message["kind"] == "cancel":
         cancelled.append(message["id"])
         continue
     request = message["request"]
     what = request["texts"][0]
-    if what == "die":
+    heard.append(what)
+    if what in ("die", f"die on {name}"):
         os._exit(1)
-    if what == "hang":
+    if what in ("hang", f"hang on {name}"):
         time.sleep(60)
     if what == "silence":
         continue
@@ -37,6 +43,6 @@ for message in channel:
     if what == "stream and die":
         time.sleep(0.2)
         os._exit(1)
-    value = {"echo": what, "cancelled": list(cancelled)}
+    value = {"echo": what, "cancelled": list(cancelled), "heard": list(heard)}
     channel.send({"kind": "outcome", "outcome": outcome_to_plain(Outcome(request["id"], value))})
     channel.send({"kind": "beat"})

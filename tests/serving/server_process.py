@@ -41,6 +41,12 @@ def stopped(process: int) -> Iterator[None]:
         os.kill(process, signal.SIGCONT)
 
 
+def send_to_all(number: signal.Signals, *processes: int) -> None:
+    """As a service manager or a terminal does."""
+    for process in processes:
+        os.kill(process, number)
+
+
 def score(http: httpx.Client, seed: int, **headers: str) -> httpx.Response:
     return http.post("/v1/zero_shot", json={**BODY, "images": data_uri(png_film(seed))}, headers=headers)
 

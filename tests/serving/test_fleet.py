@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import serving.fleet as fleet_module
 from foundation.errors import InvalidRequest
 from serving.config import EngineConfig, ServerConfig
 from serving.engine_link import EngineLink
 from serving.fleet import Fleet
+from serving.http_errors import InternalError
 from serving.messages import Film, Outcome, Request
 
 
@@ -104,6 +106,43 @@ def test_a_change_of_adapters_goes_to_all_and_configs_keep_their_device() -> Non
     fleet.config = replace(fleet.config, unloaded=("tb",))
     assert [(link.config.device, link.config.threads) for link in fleet._links] == [("cpu", 2), ("cpu", 2), ("cuda:1", 2)]
     assert all(link.config.unloaded == ("tb",) for link in fleet._links)
+
+
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_an_engine_that_fails_over_a_change_costs_the_others_nothing_and_is_told_again(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "SLOWER_S", 0.3)
+
+    async def run() -> None:
+        configs = [EngineConfig(checkpoint=name) for name in ("good", "bad")]
+        links = [EngineLink(one, module="fake_engine_process", hang_limit_s=4.0) for one in configs]
+        fleet = Fleet(links)
+        await fleet.start()
+        try:
+            links[1].config = EngineConfig(checkpoint="mended")  # what the next one is opened with
+            what = f"{fault} on bad"
+            outcome = await answered(fleet, Request(1, "load", adapter="tb", texts=(what,)))
+            assert (outcome.value or {})["echo"] == what
+            assert links[1].restarts == 0 or fault == "die"  # it was not waited for
+            heard: list[str] = []
+            while what not in heard:
+                await asyncio.sleep(0.05)
+                answers = await links[1].ask(request(100, "echo")) if links[1].restarts and links[1].is_up else None
+                heard = ((await answers.get()).value or {}).get("heard", []) if answers else []
+            assert links[1].restarts == 1
+        finally:
+            await fleet.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_change_that_cannot_be_asked_for_is_answered() -> None:
+    async def body(fleet: Fleet, links: list[EngineLink]) -> None:
+        odd = Request(1, "load", adapter="tb", texts=("echo",), options={"odd": object()})
+        assert (await asyncio.wait_for(answered(fleet, odd), 20)).error_code == InternalError.code
+
+    with_fleet(body)
 
 
 def test_a_device_that_is_none_is_refused_by_name() -> None:

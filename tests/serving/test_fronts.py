@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -12,19 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from live_api import data_uri, png_film, wait_until
-from server_process import BODY, address_of, children, run_serve, score, stopped
+from server_process import BODY, address_of, children, run_serve, score, send_to_all, stopped
 from tiny import write_checkpoint, write_findings
 
 from foundation.checkpoint import open_checkpoint
-from foundation.errors import InvalidRequest
+from foundation.errors import EngineUnavailable, InvalidRequest
 from serving.audit import AuditLog
 from serving.config import DecodeConfig, EngineConfig, ServerConfig, TlsConfig
 from serving.decode_process import decode
 from serving.engine import Engine
+from serving.fronts import Fronts
 from serving.keys import KeyFile
 from serving.messages import Batch, RawFilm, Request
 from serving.server import background
@@ -53,9 +58,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def server(place: Place) -> Iterator[subprocess.Popen[str]]:
+def said() -> list[str]:
+    """What the server and its processes have logged."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(place: Place, said: list[str]) -> Iterator[subprocess.Popen[str]]:
     server = run_serve(place.checkpoint, place.home, "--adapters", str(place.adapters), "--workers", "2")
-    threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()  # so that it never fills
+    threading.Thread(target=lambda: said.extend(server.stderr or ()), daemon=True).start()  # so that it never fills
     try:
         yield server
     finally:
@@ -195,7 +206,10 @@ def waiting(url: str, place: Place) -> int:
         return min(http.get("/readyz").json()["queue_length"] for http in found.values())
 
 
-def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Place, server: subprocess.Popen[str]) -> None:
+def test_sigterm_drains_every_front_and_the_log_is_one_chain(
+    url: str, place: Place, server: subprocess.Popen[str], said: list[str]
+) -> None:
+    """Also where all of the server's processes are sent it: who serves the fronts stays until they have finished."""
     modules = ("serving.front_process", "serving.engine_process")
     parents = [server.pid, *children("serving.front_process", server.pid)]
     mine = [process for module in modules for process in children(module, server.pid)]
@@ -212,7 +226,7 @@ def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Pl
             for thread in asking:
                 thread.start()
             wait_until(lambda: waiting(url, place) >= 2)
-            server.send_signal(signal.SIGTERM)
+            send_to_all(signal.SIGTERM, server.pid, *mine)
             time.sleep(0.5)
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"{url}/healthz", trust_env=False)
@@ -221,6 +235,7 @@ def test_sigterm_drains_every_front_and_the_log_is_one_chain(url: str, place: Pl
     assert [answer.status_code for answer in answers] == [200, 200]
     assert server.wait(60) == 0
     assert not [process for process in mine if Path(f"/proc/{process}").exists()]
+    assert not [line for line in said if "the engine was lost" in line or "a decoder was lost" in line]
     log = AuditLog(place.home)
     assert log.verify().is_whole
     entries = [json.loads(line) for line in log.path.read_bytes().splitlines()]
@@ -244,6 +259,27 @@ def test_several_fronts_serve_on_a_thread(place: Place) -> None:
         mine = [process for module in ("front", "engine") for process in children(f"serving.{module}_process")]
         assert len(mine) == 3
     assert not [process for process in mine if Path(f"/proc/{process}").exists()]
+
+
+@pytest.mark.parametrize(("module", "function"), [(socket, "socketpair"), (os, "memfd_create")])
+def test_a_front_for_which_there_is_no_open_file_is_refused_so_that_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def hire() -> None:
+        nobody: Any = None
+        fronts = Fronts(ServerConfig(workers=2), nobody, nobody, nobody, "")
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, refuse)
+            with pytest.raises(EngineUnavailable, match=os.strerror(errno.EMFILE)):
+                await fronts._hire(1)
+        assert len(os.listdir("/proc/self/fd")) == before
+        fronts._ledger.close()
+
+    asyncio.run(hire())
 
 
 def test_a_number_that_is_none_is_refused_by_name() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from live_api import data_uri, error_of, png_film, wait_until
-from server_process import BODY, address_of, children, metric, run_serve, score, stopped
+from server_process import BODY, address_of, children, metric, run_serve, score, send_to_all, stopped
 from tiny import write_checkpoint
 
 from serving.audit import AuditLog
@@ -115,7 +115,7 @@ def test_sigterm_lets_what_runs_finish_then_ends_everything(checkpoint: Path, tm
                 asking = threading.Thread(target=lambda: answers.append(score(http, 1)))
                 asking.start()
                 wait_until(lambda: metric_of(url, "vesalius_queue_length") >= 1)
-                server.send_signal(signal.SIGTERM)
+                send_to_all(signal.SIGTERM, server.pid, *mine)
                 time.sleep(0.5)
                 with pytest.raises(httpx.TransportError):
                     httpx.get(f"{url}/healthz", trust_env=False)
@@ -125,7 +125,8 @@ def test_sigterm_lets_what_runs_finish_then_ends_everything(checkpoint: Path, tm
         assert not [process for process in mine if Path(f"/proc/{process}").exists()]
     finally:
         server.kill()
-        server.communicate()
+        _, said = server.communicate()
+    assert "was lost" not in said  # neither engine nor decoder, although all were sent the signal
     log = AuditLog(tmp_path)
     assert log.verify().is_whole
     entries = [json.loads(line) for line in log.path.read_bytes().splitlines()]

@@ -37,7 +37,7 @@ from foundation.gate import Gate
 from foundation.prompts import is_normal
 from training.evaluating.box_check import boxed_section, boxed_sides
 from training.evaluating.chat_check import ChatModel, choose_films, phantom_questions, reliance_sections
-from training.evaluating.fusion_check import FusionCheck, fusion_sections
+from training.evaluating.fusion_check import fusion_sections
 from training.evaluating.gate_check import gate_section
 from training.evaluating.phantom_check import phantom_section
 from training.evaluating.retrieval import retrieval_section
@@ -48,6 +48,7 @@ from training.finetuning.chat.report import Questions, question_sections
 from training.finetuning.segmentation.asked import Segmentation
 from training.finetuning.segmentation.report import segmentation_sections
 from training.manifests.manifest import Manifest, Row, Where, load_manifest
+from training.measuring.asked import Asked
 from training.measuring.baselines import TITLES, SplitRows, run_baseline
 from training.measuring.classified import classify
 from training.measuring.metrics import PatientBootstrap
@@ -229,7 +230,7 @@ def adapter_sections(job: Job, adapter: Adapter) -> list[Section]:
         asked = (job.checkpoint.backbone, adapter, job.manifest, job.split, job.checkpoint.folder)
         return question_sections(Questions(*asked, options.resamples, options.seed, options.min_count))
     if task == fusion.TASK:
-        return fusion_sections(FusionCheck(*opened))
+        return fusion_sections(Asked(*opened))
     raise InvalidRequest(f"adapters for {task} are not evaluated here", param="subject")
 
 

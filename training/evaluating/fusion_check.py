@@ -6,12 +6,10 @@ Gradient boosting learns from this manifest's train and val cases, where it has 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from adapters.files import Adapter
 from adapters.lora import load_weights, remove_lora
 from adapters.tasks.fusion import FusionPredictor
 from adapters.tasks.fusion_head import FusionInputs
@@ -23,25 +21,13 @@ from training.finetuning.fusion.report import score_sections
 from training.finetuning.fusion.rules import ConformalBounds
 from training.finetuning.fusion.scores import FusionScores, score_boosting
 from training.manifests.manifest import Manifest
+from training.measuring.asked import Asked
 from training.measuring.report import Section
-from training.measuring.scoring import Backbone, Running, read_rows, run_films
+from training.measuring.scoring import read_rows, run_films
 from training.recipe import fill
 
 
-@dataclass(frozen=True, eq=False)
-class FusionCheck:
-    """What one evaluation has open."""
-
-    backbone: Backbone
-    adapter: Adapter
-    manifest: Manifest
-    split: str
-    running: Running
-    resamples: int
-    seed: int
-
-
-def fusion_sections(asked: FusionCheck) -> list[Section]:
+def fusion_sections(asked: Asked) -> list[Section]:
     """The backbone is left as it was."""
     card = asked.adapter.card
     recipe = fill(FusionRecipe, card.recipe, "the card's recipe")
@@ -81,7 +67,7 @@ def _cases(manifest: Manifest, split: str, recipe: FusionRecipe) -> tuple[Case, 
 
 
 @torch.no_grad()
-def _inputs(asked: FusionCheck, predictor: FusionPredictor, cases: Sequence[Case]) -> FusionInputs:
+def _inputs(asked: Asked, predictor: FusionPredictor, cases: Sequence[Case]) -> FusionInputs:
     head, rows = predictor.head, [row for case in cases for row in case.rows]
     head.to(asked.running.device)
     load_weights(asked.backbone.image_tower, asked.adapter.lora)

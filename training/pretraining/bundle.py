@@ -25,6 +25,7 @@ from training.pretraining.decoder.instruct import train_decoder
 from training.pretraining.decoder.recipe import DecoderRecipe
 from training.pretraining.pretrain import Pretraining
 from training.pretraining.recipe import PretrainRecipe
+from training.pretraining.stage_log import read_stages
 from training.pretraining.start import decoder_folder, take_text_tower
 from training.pretraining.text.language import distil_text_tower
 from training.pretraining.text.recipe import TextRecipe
@@ -82,7 +83,7 @@ def pretrain(recipe: str, out: Path | None = None, log: Log = print, device: str
 
 def _report(run: Path, recipe: BundleRecipe, seconds: dict[str, float]) -> None:
     """OUT/report.json and report.md: how long each part took, what validation said after each stage, what came out."""
-    stages = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    stages = read_stages(run)
     passport = json.loads(open_checkpoint(run / "checkpoint").passport.to_json())
     told = {"recipe": recipe.name, "seconds": seconds, "stages": stages, "passport": passport}
     (run / "report.json").write_text(json.dumps(told, indent=2) + "\n")

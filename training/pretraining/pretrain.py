@@ -13,7 +13,6 @@ The result is a folder in open_clip's layout (see foundation/checkpoint.py).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -36,6 +35,7 @@ from training.pretraining.losses import Language, Losses
 from training.pretraining.opinions import Floats, findings_opinions, softened
 from training.pretraining.progress import Progress
 from training.pretraining.recipe import OBJECTIVES, PretrainRecipe, StageRecipe, at_step, needs_text, rate_share
+from training.pretraining.stage_log import note_stage, read_stages
 from training.pretraining.start import start_tensors
 from training.pretraining.validation import validate
 
@@ -86,6 +86,7 @@ class Pretraining:
         from torch.utils.tensorboard import SummaryWriter
 
         first, first_step = self._read_place()
+        read_stages(self.out)  # what is broken there is told before anything is trained
         with SummaryWriter(str(self.out / "tensorboard")) as board:
             for index in range(first, min(len(self.recipe.stage), stages or len(self.recipe.stage))):
                 self._run_stage(index, first_step if index == first else 0, board)
@@ -125,11 +126,11 @@ class Pretraining:
                 saved = time.monotonic()
             if (step + 1) * recipe.batch % recipe.validate_every < recipe.batch and step + 1 < steps:
                 progress.tell(step + 1, self._scores(kept, stage))
-        self._save(kept, None, None, index + 1, 0)
         scores = self._scores(kept, stage)
         progress.tell(steps, scores)
-        with (self.out / "stages.jsonl").open("a") as log:
-            log.write(json.dumps({"stage": asdict(stage), "seconds": progress.seconds, "val": scores}) + "\n")
+        # NOTE: before the state moves on, or a run killed here would never tell them.
+        note_stage(self.out, index + 1, {"stage": asdict(stage), "seconds": progress.seconds, "val": scores})
+        self._save(kept, None, None, index + 1, 0)
 
     def _opinions(self, index: int, table: datasets.FilmTable, learner: Learner, *, is_begun: bool) -> Floats:
         """What the towers made of the findings as the stage began; kept beside the run's state, to go on from."""

@@ -21,12 +21,13 @@ from adapters.tasks.outcomes import remove_outcomes
 from foundation.errors import InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
-from training.evaluating.fusion_check import FusionCheck, fusion_sections
+from training.evaluating.fusion_check import fusion_sections
 from training.finetuning.finetune import finetune
 from training.finetuning.fusion.data import read_cases
 from training.finetuning.fusion.finetune import FusionRecipe
 from training.finetuning.job import FinetuneResult
 from training.manifests.manifest import load_manifest
+from training.measuring.asked import Asked
 from training.measuring.scoring import Running
 from training.recipe import fill, read_recipe
 
@@ -130,7 +131,7 @@ def test_the_finished_adapter_is_evaluated_alike(trained: Trained) -> None:
     backbone = FakeBackbone()
     adapter = read_adapter(result.adapter, backbone)
     manifest = load_manifest(folder / "manifest.jsonl")
-    sections = fusion_sections(FusionCheck(backbone, adapter, manifest, "test", Running(), 50, 0))  # type: ignore[arg-type]
+    sections = fusion_sections(Asked(backbone, adapter, manifest, "test", Running(), 50, 0))  # type: ignore[arg-type]
     again = {(m.label, m.by): m.estimate.value for m in sections[0].measures}
     before = {m.label: m.value for m in result.card.metrics if m.split == "test" and m.name == "auroc"}
     for subset in (("film",), ("film", "laboratory"), MODALITIES):

@@ -17,6 +17,7 @@ from training.pretraining.bundle import BundleRecipe
 from training.pretraining.losses import Losses
 from training.pretraining.pretrain import Pretraining
 from training.pretraining.recipe import OBJECTIVES, PretrainRecipe, StageRecipe, at_step, rate_share
+from training.pretraining.stage_log import note_stage, read_stages
 from training.recipe import read_recipe
 
 
@@ -52,11 +53,41 @@ def test_a_resumed_run_ends_with_the_same_numbers(
     whole, parts = (load_file(folder / "learner.safetensors") for folder in (finished_run, tmp_path))
     assert whole.keys() == parts.keys()
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
-    stages = [json.loads(line) for line in (tmp_path / "stages.jsonl").read_text().splitlines()]
-    expected = [json.loads(line) for line in (finished_run / "stages.jsonl").read_text().splitlines()]
+    stages, expected = read_stages(tmp_path), read_stages(finished_run)
     assert [stage["val"] for stage in stages] == [stage["val"] for stage in expected]
     assert "tuberculosis" in stages[0]["val"]
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".pt", ".partial", ".next")]
+
+
+@pytest.mark.parametrize("place", ["_scores", "_save"])
+def test_a_run_killed_as_a_stage_ends_tells_its_figures_once(
+    tiny: PretrainRecipe, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    tiny = replace(tiny, save_every_s=1e9, validate_every=1 << 30)  # nothing is saved or told before the stage ends
+
+    def killed(*_: Any) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, place, killed)
+        with pytest.raises(StoppedError):
+            Pretraining(tiny, tmp_path).run(stages=1)
+    assert len(read_stages(tmp_path)) == (place == "_save")
+    with (tmp_path / "stages.jsonl").open("a") as log:
+        log.write('{"number": 1, "stage": {"na')  # as a full disk may leave it
+    Pretraining(tiny, tmp_path).run()
+    stages, expected = read_stages(tmp_path), read_stages(finished_run)
+    assert [stage["number"] for stage in stages] == [1, 2]
+    assert [stage["val"] for stage in stages] == [stage["val"] for stage in expected]
+
+
+def test_a_broken_line_among_whole_ones_is_named_before_anything_is_trained(tiny: PretrainRecipe, tmp_path: Path) -> None:
+    note_stage(tmp_path, 1, {"seconds": 1.0})
+    path = tmp_path / "stages.jsonl"
+    path.write_text('{"seconds"\n' + path.read_text())
+    run = Pretraining(tiny, tmp_path)
+    with pytest.raises(InvalidRequest, match="Line 1 of stages"):
+        run.run()
 
 
 def test_both_stages_taught_everything_they_name(tiny: PretrainRecipe, finished_run: Path, tmp_path: Path) -> None:
@@ -187,7 +218,7 @@ def test_blended_films_are_seen_at_the_sizes_the_stage_names(tiny: PretrainRecip
 def test_a_run_on_a_gpu_goes_on_from_one_on_the_cpu(tiny: PretrainRecipe, tmp_path: Path) -> None:
     Pretraining(tiny, tmp_path, "cpu").run(stages=1)
     Pretraining(tiny, tmp_path, "cuda").run()
-    stages = [json.loads(line) for line in (tmp_path / "stages.jsonl").read_text().splitlines()]
+    stages = read_stages(tmp_path)
     assert all(np.isfinite(list(stage["val"].values())).all() for stage in stages)
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "learner.safetensors").values())
 

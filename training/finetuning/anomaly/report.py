@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from adapters.files import Adapter
 from adapters.lora import load_weights, remove_lora
 from adapters.tasks.anomaly import BRANCHES, LABEL, Detector
 from foundation.errors import InvalidRequest
@@ -19,12 +18,13 @@ from foundation.readers import read_film
 from training.finetuning.anomaly.finetune import AnomalyRecipe, is_asked
 from training.finetuning.anomaly.look import FROM_NORMALS, Looked, from_few, heats, look
 from training.finetuning.anomaly.scores import BASELINES
-from training.manifests.manifest import Manifest, Row
+from training.manifests.manifest import Row
+from training.measuring.asked import Asked
 from training.measuring.metrics import Floats, PatientBootstrap, Statistic, auroc, average_precision, difference, weighted_mean
 from training.measuring.plots import FilmPicture, curve_plot, films_plot, interval_plot
 from training.measuring.pointing import point, regions_of
 from training.measuring.report import Measure, Section
-from training.measuring.scoring import Backbone, Film, Running, read_rows
+from training.measuring.scoring import Film, read_rows
 from training.measuring.sections import GROUPS, group_of
 from training.recipe import fill
 
@@ -37,16 +37,9 @@ Supervised = Callable[[str], Mapping[str, Floats]]
 
 
 @dataclass(frozen=True, eq=False)
-class Anomaly:
+class Anomaly(Asked):
     """What one report on anomalies has open."""
 
-    backbone: Backbone
-    adapter: Adapter
-    manifest: Manifest
-    split: str
-    running: Running
-    resamples: int
-    seed: int
     min_count: int
     supervised: Supervised | None = None
 

@@ -11,29 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.files import Adapter
 from adapters.tasks.segmentation import SegmentationResult, Segmenter
 from adapters.tasks.volume import VolumeSegmentation, segment_volume
 from foundation.image import MedicalImage
 from foundation.preprocess import normalise, render
 from training.finetuning.segmentation.masks import Mask, MaskRecipe, has_masks, read_masked, with_unions
 from training.finetuning.segmentation.recipe import SegmentationRecipe
-from training.manifests.manifest import Manifest, Row
-from training.measuring.scoring import Backbone, Running
+from training.manifests.manifest import Row
+from training.measuring.asked import Asked
 from training.recipe import fill
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(Asked):
     """What one report on masks has open. unet_cache: where the U-Net's masks are kept; None: no U-Net."""
 
-    backbone: Backbone
-    adapter: Adapter
-    manifest: Manifest
-    split: str
-    running: Running
-    resamples: int
-    seed: int
     min_count: int = 10
     unet_cache: Path | None = None
     log: Callable[[str], None] = print
