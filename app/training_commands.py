@@ -62,7 +62,8 @@ def run_finetune(chosen: argparse.Namespace, show: Show) -> None:
 def run_evaluate(chosen: argparse.Namespace, show: Show) -> None:
     from adapters.store import AdapterStore
     from app.chat_opener import open_chat
-    from training.evaluating.evaluate import Options, evaluate
+    from training.evaluating.evaluate import evaluate
+    from training.evaluating.job import Options
 
     options = Options(baselines=tuple(chosen.baselines))
     if chosen.phantoms is not None:
