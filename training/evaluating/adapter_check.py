@@ -22,10 +22,7 @@ from training.finetuning.segmentation.asked import Segmentation
 from training.finetuning.segmentation.report import segmentation_sections
 from training.measuring.baselines import TITLES
 from training.measuring.report import Section
-from training.measuring.scoring import (
-    Backbone,
-    Scores,
-)
+from training.measuring.scoring import Backbone, Scores
 from training.recipe import fill
 
 

@@ -11,10 +11,7 @@ from foundation.errors import InvalidRequest
 from training.manifests.manifest import Manifest, Row
 from training.measuring.baselines import TITLES
 from training.measuring.metrics import PatientBootstrap
-from training.measuring.scoring import (
-    Backbone,
-    Running,
-)
+from training.measuring.scoring import Backbone, Running
 
 UNET = "unet"  # the baseline of masks
 Log: TypeAlias = Callable[[str], None]

@@ -17,11 +17,7 @@ from training.manifests.manifest import Row
 from training.measuring.baselines import TITLES, SplitRows, run_baseline
 from training.measuring.classified import classify
 from training.measuring.report import Section
-from training.measuring.scoring import (
-    Scored,
-    questions_of,
-    read_rows,
-)
+from training.measuring.scoring import Scored, questions_of, read_rows
 from training.measuring.sections import Comparison, calibration, discrimination, subgroups
 
 

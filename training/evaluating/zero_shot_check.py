@@ -14,12 +14,7 @@ from training.evaluating.phantom_check import phantom_section
 from training.evaluating.retrieval import retrieval_section
 from training.manifests.manifest import Row
 from training.measuring.report import Section
-from training.measuring.scoring import (
-    Scored,
-    embed_rows,
-    labels_to_ask,
-    zero_shot,
-)
+from training.measuring.scoring import Scored, embed_rows, labels_to_ask, zero_shot
 
 ZERO_SHOT = "zero-shot"
 
