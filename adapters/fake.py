@@ -1,6 +1,6 @@
 """FakeBackbone: a random backbone of a few blocks with the whole Backbone contract, for tests and dry runs.
 
-Its image tower is a real one (`foundation/towers.py`) around a tiny timm model; its text tower adds up words.
+Its image tower is a real one (`foundation/towers/`) around a tiny timm model; its text tower adds up words.
 `make_fake_adapter` goes with it or with any other backbone.
 """
 
@@ -25,7 +25,8 @@ from adapters.tasks.tabular import TabularField
 from foundation.backbone import Backbone, ImageFeatures
 from foundation.decoder import Decoder
 from foundation.preprocess import InputContract
-from foundation.towers import ImageTower, image_tower
+from foundation.towers.rewriting import image_tower
+from foundation.towers.tower import ImageTower
 
 SIZE = 32
 KINDS = ("vit", "visformer")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
 
+from app.show import Show
 from foundation.errors import InvalidRequest
-
-Show = Callable[[Any, str], None]
 
 
 def add_audit_command(command: argparse.ArgumentParser) -> None:

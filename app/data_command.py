@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from app.show import Show
 from foundation.errors import InvalidRequest
-
-Show = Callable[[Any, str], None]
 
 
 def add_data_command(command: argparse.ArgumentParser) -> None:

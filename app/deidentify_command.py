@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from app.show import Show
 from foundation.errors import FilmError, InvalidRequest
 
-Show = Callable[[Any, str], None]
 SECRET_FILE = "deidentify.key"
 
 

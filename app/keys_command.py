@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from app.show import Show
 from foundation.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.keys import ApiKey
-
-Show = Callable[[Any, str], None]
 
 
 def add_keys_command(command: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.show import Show
 from app.words import RESEARCH_USE
 from foundation.errors import InvalidRequest
 from serving.wording import grade
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from serving.schemas.segment import BoxMark, MaskFormat, PointMark
 
 NAMED = 4  # labels; more are counted
-Show = Callable[[Any, str], None]
 Answered = tuple[dict[str, Any], list[str]]  # as JSON, and as lines for a person
 
 

@@ -1,4 +1,4 @@
-"""Options of the commands that serve: where the server keeps its keys and log, TLS, and who answers chat."""
+"""Options of the commands that serve: which model, where the server keeps its keys and log, TLS, and who answers chat."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 
 PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", default="bundled", help="bundled, a folder, or hf-hub:ID")
+    command.add_argument("--adapters", help="your own adapters' folder")
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

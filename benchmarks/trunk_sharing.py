@@ -29,7 +29,7 @@ def vit() -> Backbone:
     import timm
 
     from foundation.preprocess import InputContract
-    from foundation.towers import image_tower
+    from foundation.towers.rewriting import image_tower
 
     trunk = timm.create_model(
         "vit_small_patch16_224", embed_dim=288, num_heads=6, depth=12, num_classes=0, class_token=False, global_pool="avg"

@@ -1,6 +1,6 @@
 """Backbone: an image tower and a text tower that meet in one embedding space.
 
-Pixels come from `preprocess.py` under the backbone's `contract`; the towers are in `towers.py`; `checkpoint.py` opens
+Pixels come from `preprocess.py` under the backbone's `contract`; the towers are in `towers/`; `checkpoint.py` opens
 one from disk. Knows nothing of adapters beyond naming the linear maps they may bind to.
 """
 
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from foundation.binding import bind, build_open_clip, input_contract
 from foundation.errors import CheckpointRefused
 from foundation.preprocess import InputContract
-from foundation.towers import ImageTower, TowerOutput, image_tower, text_tower
+from foundation.towers.rewriting import image_tower
+from foundation.towers.text import text_tower
+from foundation.towers.tower import ImageTower, TowerOutput
 
 Tokenizer = Callable[[list[str]], Tensor]
 """Strings -> token ids (B, T), padded to the text tower's full context length (SigLIP needs exactly that)."""

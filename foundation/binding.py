@@ -1,6 +1,6 @@
 """Between open_clip's models and ours: build one from a config, and bind a file's tensors to it, each by name.
 
-`checkpoint.py` reads the files; `towers.py` rewrites what is built here.
+`checkpoint.py` reads the files; `towers/` rewrites what is built here.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Three layouts are converted, with outputs equal up to float32 rounding:
     timm visformer Block               1x1 convolutions, BatchNorm2d on (B, D, H, W) -> linear maps on (B, N, D)
     timm ResNet Bottleneck             the same; BatchNorms folded into the maps before them, conv2 stays a convolution
 
-timm's ViT blocks already have this shape and are used as they are. The towers around them stand in `towers.py`.
+timm's ViT blocks already have this shape and are used as they are. The towers around them stand in `towers/`.
 """
 
 from __future__ import annotations
@@ -290,3 +290,10 @@ def _linear_from_conv(convolution: object) -> nn.Linear:
     assert isinstance(convolution, nn.Conv2d)
     assert (convolution.kernel_size, convolution.groups) == ((1, 1), 1)
     return linear_from(convolution.weight.flatten(1), convolution.bias)
+
+
+def frozen_norms(stage: nn.Module) -> Any:
+    """Replace each BatchNorm2d by timm's frozen one, whose statistics never move."""
+    from timm.layers import freeze_batch_norm_2d
+
+    return freeze_batch_norm_2d(stage)

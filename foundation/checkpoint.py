@@ -4,7 +4,7 @@
       -> folder      found, or taken from the hub's cache, or fetched (safetensors, JSON and tokenizer files only)
       -> checked     nothing pickled, nothing executable                         (folder_check.py)
       -> bound       every tensor to its place: none missing, none left over
-      -> rewritten   towers of plain linear maps                                 (towers.py)
+      -> rewritten   towers of plain linear maps                                 (towers/)
       -> passport    what it is; a passport.json beside the weights is verified  (passport.py)
 
     FOLDER/  open_clip_config.json  open_clip_model.safetensors  tokenizer.json  tokenizer_config.json  ...

@@ -5,32 +5,35 @@
 
 It decides nothing: probabilities and verdicts come in with the prompt (`prompt.py`). On disk it is a plain Hugging Face
 folder `decoder/` (LlamaForCausalLM, tied embeddings, tokenizer) beside `projector.safetensors`; `export.py` writes both
-as one model for plain transformers. `sampling.py` chooses tokens; batching is the server's.
+as one model for plain transformers. `text_writer.py` makes text of logits; batching is the server's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foundation.errors import CheckpointNotFound, CheckpointRefused, InvalidRequest
-from foundation.folder_check import file_digest
-from foundation.prompt import Detokeniser, FindingState, PromptTokenizer, Turn, findings_text
-from foundation.sampling import FinishReason, Sampler, Sampling, SamplingOptions, StopMatcher
-
-DECODER_FOLDER = "decoder"
-PROJECTOR_FILE = "projector.safetensors"
-_SPOKEN = (f"{DECODER_FOLDER}/config.json", f"{DECODER_FOLDER}/model.safetensors", f"{DECODER_FOLDER}/tokenizer.json")
-_FORBIDDEN_KEYS = ("auto_map", "_attn_implementation_internal", "quantization_config")
+from foundation.decoder_folder import (
+    DECODER_FOLDER,
+    PROJECTOR_FILE,
+    bind_strictly,
+    copy_tokenizer,
+    decoder_fingerprint,
+    projected_width,
+    read_settings,
+    read_tensors,
+    write_json,
+)
+from foundation.errors import InvalidRequest
+from foundation.prompt import FindingState, PromptTokenizer, Turn, findings_text
+from foundation.sampling import Sampling, SamplingOptions
+from foundation.text_writer import Completion, TextWriter
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,6 @@ class DecoderShape:
     key_value_heads: int = 2
     mlp_width: int = 512
     context: int = 1024
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The end of a text: all of it, why it ended, and what it cost in tokens (a film counts its patch tokens)."""
-
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    token_ids: tuple[int, ...] = ()
 
 
 class Projector(nn.Module):
@@ -120,18 +112,18 @@ class Decoder(nn.Module):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         inner = folder / DECODER_FOLDER
-        settings = _read_config(inner)
+        settings = read_settings(inner)
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**settings))
-        weights = _read_tensors(inner / "model.safetensors")
+        weights = read_tensors(inner / "model.safetensors")
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
         model = model.to_empty(device="cpu")
-        _bind(model, weights, inner / "model.safetensors")
+        bind_strictly(model, weights, inner / "model.safetensors")
         model.tie_weights()
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # NOTE: its buffers are not on disk
-        tensors = _read_tensors(folder / PROJECTOR_FILE)
-        projector = Projector(_width_of(tensors, folder), model.config.hidden_size)
-        _bind(projector, tensors, folder / PROJECTOR_FILE)
+        tensors = read_tensors(folder / PROJECTOR_FILE)
+        projector = Projector(projected_width(tensors, folder), model.config.hidden_size)
+        bind_strictly(projector, tensors, folder / PROJECTOR_FILE)
         return cls(model, projector, PromptTokenizer(inner / "tokenizer.json"), decoder_fingerprint(folder)).eval()
 
     def compute_in(self, dtype: torch.dtype) -> None:
@@ -149,9 +141,9 @@ class Decoder(nn.Module):
         save_file(projector, folder / PROJECTOR_FILE, metadata={"format": "pt"})
         config = {**self.model.config.to_dict(), "architectures": ["LlamaForCausalLM"], "dtype": str(dtype)[6:]}
         config.pop("_name_or_path", None)
-        _write_json(inner / "config.json", config)
-        _write_json(inner / "generation_config.json", self.generation_config())
-        _copy_tokenizer(self.tokenizer.file, inner)
+        write_json(inner / "config.json", config)
+        write_json(inner / "generation_config.json", self.generation_config())
+        copy_tokenizer(self.tokenizer.file, inner)
 
     def lora_targets(self) -> list[str]:
         """Names, inside `model`, of the linear maps LoRA may adapt: those of the blocks, not the tied output."""
@@ -258,65 +250,6 @@ class Decoder(nn.Module):
                 out = self.model(input_ids=newest, past_key_values=out.past_key_values, use_cache=True)
 
 
-class TextWriter:
-    """One text being written: chooses tokens, turns them into text, sees stop strings and the end.
-
-    Holds all that is particular to one request, so a batch is a list of writers.
-    """
-
-    def __init__(self, tokenizer: PromptTokenizer, sampling: SamplingOptions, prompt_tokens: int, *, room: int) -> None:
-        self._tokenizer = tokenizer
-        self._sampler = Sampler(sampling, tokenizer.silent_ids)
-        self._joiner = Detokeniser()
-        self._stops = StopMatcher(sampling.stop)
-        self._end_id = tokenizer.special_ids["[EOS]"]
-        self._limit = min(sampling.max_tokens, room)
-        self._prompt_tokens = prompt_tokens
-        self._shown: list[str] = []
-        self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = None
-
-    def push(self, logits: Tensor) -> str:
-        """Choose a token from logits (V,); the text that became certain. `finish_reason` is set when it was the last."""
-        return self.accept(self._sampler.choose(logits))
-
-    def choose(self, logits: Tensor) -> int:
-        """A token id from logits (V,), as the sampling options and this text's own random stream will have it."""
-        return self._sampler.choose(logits)
-
-    def accept(self, token: int) -> str:
-        """Take a token that was chosen; as `push`."""
-        self.token_ids.append(token)
-        if token == self._end_id:
-            return self._show(self._joiner.flush(), ends="stop")
-        text = self._joiner.push(self._tokenizer.tokens([token])[0])
-        if len(self.token_ids) >= self._limit:
-            return self._show(text + self._joiner.flush(), ends="length")
-        return self._show(text)
-
-    def completion(self) -> Completion:
-        """Call once `finish_reason` is set."""
-        assert self.finish_reason is not None
-        text = "".join(self._shown)
-        return Completion(text, self.finish_reason, self._prompt_tokens, len(self.token_ids), tuple(self.token_ids))
-
-    def _show(self, text: str, ends: FinishReason | None = None) -> str:
-        shown, is_stopped = self._stops.push(text)
-        if is_stopped:
-            self.finish_reason = "stop"
-        elif ends:
-            self.finish_reason = ends
-            shown += self._stops.flush()
-        self._shown.append(shown)
-        return shown
-
-
-def decoder_fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) over all files that decide what the decoder in `folder` says to given patch tokens."""
-    digests = [f"{name} {file_digest(folder / name)}" for name in (*_SPOKEN, PROJECTOR_FILE)]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
 def _llama_config(shape: DecoderShape, tokenizer: PromptTokenizer) -> Any:
     from transformers import LlamaConfig
 
@@ -334,68 +267,3 @@ def _llama_config(shape: DecoderShape, tokenizer: PromptTokenizer) -> Any:
         eos_token_id=special["[EOS]"],
         pad_token_id=special["[PAD]"],
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointNotFound(f"No decoder in {folder.parent.name}: {DECODER_FOLDER}/config.json is missing.")
-    try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as broken:
-        raise CheckpointRefused("The decoder's config.json is not JSON; copy the folder again.") from broken
-    if settings.get("model_type") != "llama":
-        raise CheckpointRefused(f"The decoder is a {settings.get('model_type')!r}; only Llama folders are opened here.")
-    forbidden = [key for key in _FORBIDDEN_KEYS if settings.get(key) is not None]
-    if forbidden:
-        raise CheckpointRefused(f"The decoder's config.json names {', '.join(forbidden)}, which may run code; remove it.")
-    return {key: value for key, value in settings.items() if key not in ("architectures", "dtype", "torch_dtype")}
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise CheckpointNotFound(f"{file.name} is missing from the checkpoint folder; copy the folder again.")
-    try:
-        return {name: tensor.float() for name, tensor in load_file(file).items()}
-    except SafetensorError as broken:
-        raise CheckpointRefused(f"{file.name} is not a whole safetensors file; copy it again.") from broken
-
-
-def _bind(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Load strictly: every tensor has its place and shape, and every place its tensor."""
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-    if wrong:
-        raise CheckpointRefused(
-            f"{file.name} does not fit its config: {', '.join(wrong[:5])} missing, unexpected or misshaped."
-        )
-    module.load_state_dict(tensors)
-
-
-def _width_of(tensors: dict[str, Tensor], folder: Path) -> int:
-    weight = tensors.get("linear_1.weight")
-    if weight is None or weight.ndim != 2:
-        raise CheckpointRefused(f"{PROJECTOR_FILE} in {folder.name} is no projector: linear_1.weight is missing.")
-    return int(weight.shape[1])
-
-
-def _copy_tokenizer(file: Path, folder: Path) -> None:
-    """The tokenizer as it is, but adding no [CLS] and [SEP]: prompts carry their own marks."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    settings.update(post_processor=None, truncation=None, padding=None)
-    _write_json(folder / "tokenizer.json", settings)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "[BOS]",
-        "eos_token": "[EOS]",
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    _write_json(folder / "tokenizer_config.json", config)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

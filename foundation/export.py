@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from foundation.binding import bind, build_open_clip, input_contract
 from foundation.checkpoint import read_config, read_tensors
-from foundation.decoder import DECODER_FOLDER, Decoder
+from foundation.decoder import Decoder
+from foundation.decoder_folder import DECODER_FOLDER
 from foundation.errors import CheckpointNotFound, CheckpointRefused, InvalidRequest
 from foundation.folder_check import check_folder, find_weights
 from foundation.preprocess import InputContract

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from foundation.errors import InvalidRequest
-from foundation.towers import ImageTower, ResNetTower, TrunkState
+from foundation.towers.resnet import ResNetTower
+from foundation.towers.tower import ImageTower, TrunkState
 
 if TYPE_CHECKING:
     from foundation.backbone import Backbone

@@ -21,7 +21,8 @@ from serving.refusal import not_assessed
 from serving.wording import Wording
 
 if TYPE_CHECKING:
-    from foundation.decoder import Decoder, TextWriter
+    from foundation.decoder import Decoder
+    from foundation.text_writer import TextWriter
 
 Value = dict[str, Any]
 Finish = Callable[[Value], Mapping[str, Any]]
@@ -120,7 +121,7 @@ class Chat:
 
     def begin(self, decoder: Decoder) -> None:
         """Write the prompt. Raises InvalidRequest where the question does not fit."""
-        from foundation.decoder import TextWriter
+        from foundation.text_writer import TextWriter
 
         self.prompt = self._prompt(decoder, self.opening.picture)
         count = len(self.prompt.ids)

@@ -10,36 +10,30 @@ Every failure is a VesaliusError of the class its code stands for. Knows nothing
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
-from foundation.errors import DeadlineExceeded, EngineUnavailable, ServiceError, VesaliusError
-from serving.http_errors import STATUS, error_from
+from serving.chat_pieces import ChatPiece, pieces
+from serving.connection import Connection
 from serving.messages import ChatTurn, Sampling
 from serving.schemas.adapters import LoadAnswer, UnloadAnswer
 from serving.schemas.analyze import AnalyzeAnswer, AnalyzeTask
 from serving.schemas.anomaly import AnomalyAnswer
-from serving.schemas.chat import ChatChunk, ChatExtras, Usage
 from serving.schemas.classify import ClassifyAnswer
 from serving.schemas.embeddings import EmbeddingsAnswer
 from serving.schemas.fuse import Cell, FuseAnswer
 from serving.schemas.models import Model, ModelList, ReadinessAnswer
-from serving.schemas.parsing import Answer
 from serving.schemas.segment import BoxMark, MaskFormat, PointMark, SegmentAnswer
 from serving.schemas.zero_shot import Scoring, ZeroShotAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,6 @@ class Picture:
     data: bytes
     slice_index: int | None = None
     window: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class ChatPiece:
-    """A piece of a streamed answer. The last one has a finish reason, the usage and what the answer rests on."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    extras: ChatExtras | None = None
 
 
 class Client:
@@ -72,23 +56,22 @@ class Client:
         timeout_s: float = 150.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self.base_url = base_url.rstrip("/")
-        # trust_env=False: a film must not travel through a proxy that happens to be set in the environment.
-        self._http = httpx.Client(
-            base_url=self.base_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
-        )
+        self._server = Connection(base_url, api_key, timeout_s, transport)
+
+    @property
+    def base_url(self) -> str:
+        return self._server.base_url
 
     def models(self) -> list[Model]:
         """The base model first, then the adapters."""
-        return self._get("/v1/models", ModelList).data
+        return self._server.get("/v1/models", ModelList).data
 
     def model(self, name: str) -> Model:
-        return self._get(f"/v1/models/{quote(name)}", Model)
+        return self._server.get(f"/v1/models/{quote(name)}", Model)
 
     def health(self) -> ReadinessAnswer:
         """Whether the engine answers; a server that is not ready is an answer, not an error."""
-        return self._get("/readyz", ReadinessAnswer, accepted=(503,))
+        return self._server.get("/readyz", ReadinessAnswer, accepted=(503,))
 
     def zero_shot(
         self,
@@ -111,12 +94,12 @@ class Client:
             "model": model,
             "include_film": include_film,
         }
-        return self._post("/v1/zero_shot", body, ZeroShotAnswer)
+        return self._server.post("/v1/zero_shot", body, ZeroShotAnswer)
 
     def classify(self, films: Sequence[Picture | bytes], model: str, *, include_film: bool = False) -> ClassifyAnswer:
         """Films through the classification adapter called `model`."""
         body = {"images": [_film(film) for film in films], "model": model, "include_film": include_film}
-        return self._post("/v1/classify", body, ClassifyAnswer)
+        return self._server.post("/v1/classify", body, ClassifyAnswer)
 
     def segment(
         self,
@@ -131,7 +114,9 @@ class Client:
     ) -> SegmentAnswer:
         """Masks of the adapter's classes in each film's own pixels; points and boxes hold for every film."""
         body = _segment_body(films, model, labels, points, boxes)
-        return self._post("/v1/segment", {**body, "mask_format": mask_format, "include_film": include_film}, SegmentAnswer)
+        return self._server.post(
+            "/v1/segment", {**body, "mask_format": mask_format, "include_film": include_film}, SegmentAnswer
+        )
 
     def mask_file(
         self,
@@ -145,18 +130,14 @@ class Client:
     ) -> bytes:
         """One film's masks as a DICOM segmentation or a NIfTI volume."""
         body = _segment_body([film], model, labels, points, boxes)
-        with self._translated():
-            response = self._http.post("/v1/segment", json=body, headers={"Accept": kind})
-        if response.is_error:
-            raise _error(response)
-        return response.content
+        return self._server.content("/v1/segment", body, kind)
 
     def anomaly(
         self, films: Sequence[Picture | bytes], model: str, *, heat: bool = True, include_film: bool = False
     ) -> AnomalyAnswer:
         """How strange films are among normal ones, by the adapter called `model`."""
         body = {"images": [_film(film) for film in films], "model": model, "heat": heat, "include_film": include_film}
-        return self._post("/v1/anomaly", body, AnomalyAnswer)
+        return self._server.post("/v1/anomaly", body, AnomalyAnswer)
 
     def fuse(
         self,
@@ -177,7 +158,7 @@ class Client:
             "contributions": contributions,
             "include_film": include_film,
         }
-        return self._post("/v1/fuse", body, FuseAnswer)
+        return self._server.post("/v1/fuse", body, FuseAnswer)
 
     def analyze(
         self, film: Picture | bytes, tasks: Sequence[AnalyzeTask | str], *, include_film: bool = False
@@ -185,16 +166,14 @@ class Client:
         """One film, many tasks in one call; a string among them is an adapter's name."""
         asked = [{"model": task} if isinstance(task, str) else task.model_dump(mode="json") for task in tasks]
         body = {"images": [_film(film)], "tasks": asked, "include_film": include_film}
-        return self._post("/v1/analyze", body, AnalyzeAnswer)
+        return self._server.post("/v1/analyze", body, AnalyzeAnswer)
 
     def load_adapter(self, name: str, digest: str | None = None) -> LoadAnswer:
         """Have the server answer by what its store holds under this name. Needs a key with the scope `admin`."""
-        return self._post(f"/v1/adapters/{quote(name, safe='')}", {"digest": digest}, LoadAnswer)
+        return self._server.post(f"/v1/adapters/{quote(name, safe='')}", {"digest": digest}, LoadAnswer)
 
     def unload_adapter(self, name: str) -> UnloadAnswer:
-        with self._translated():
-            response = self._http.delete(f"/v1/adapters/{quote(name, safe='')}")
-        return _read(response, UnloadAnswer)
+        return self._server.delete(f"/v1/adapters/{quote(name, safe='')}", UnloadAnswer)
 
     def embed(
         self, texts: Sequence[str] = (), films: Sequence[Picture | bytes] = (), *, model: str | None = None
@@ -206,7 +185,7 @@ class Client:
             "model": model,
             "encoding_format": "base64",
         }
-        found = self._post("/v1/embeddings", body, EmbeddingsAnswer).data
+        found = self._server.post("/v1/embeddings", body, EmbeddingsAnswer).data
         return np.stack([np.frombuffer(base64.b64decode(str(one.embedding)), dtype="<f4") for one in found])
 
     def ask(
@@ -236,58 +215,16 @@ class Client:
             "vesalius": {"maps": maps},
             **_sampling(sampling or Sampling()),
         }
-        yield from _pieces(self._events("/v1/chat/completions", body))
+        yield from pieces(self._server.events("/v1/chat/completions", body))
 
     def close(self) -> None:
-        self._http.close()
+        self._server.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def _get(self, path: str, answer: type[AnswerT], accepted: Sequence[int] = ()) -> AnswerT:
-        with self._translated():
-            response = self._http.get(path)
-        return _read(response, answer, accepted)
-
-    def _post(self, path: str, body: Mapping[str, Any], answer: type[AnswerT]) -> AnswerT:
-        with self._translated():
-            response = self._http.post(path, json=body)
-        return _read(response, answer)
-
-    def _events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The data of each server-sent event up to [DONE]."""
-        with self._translated(), self._http.stream("POST", path, json=body) as response:
-            if response.is_error:
-                response.read()
-                raise _error(response)
-            for line in response.iter_lines():
-                if line == "data: [DONE]":
-                    return
-                if line.startswith("data: "):
-                    yield _json_object(line.removeprefix("data: "))
-        raise EngineUnavailable("The answer broke off before its end. Ask again.")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TimeoutException:
-            raise DeadlineExceeded(f"The server at {self.base_url} did not answer in time. Try again.") from None
-        except httpx.TransportError:
-            raise EngineUnavailable(f"No server answers at {self.base_url}. Start one with: vesalius serve") from None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise _not_understood()
-    return content
 
 
 def _film(film: Picture | bytes) -> dict[str, Any]:
@@ -320,57 +257,3 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed,
         "stop": list(sampling.stop) or None,
     }
-
-
-def _pieces(events: Iterator[dict[str, Any]]) -> Iterator[ChatPiece]:
-    """Text as it comes; finish reason, usage and extras together in the last piece."""
-    finish_reason, extras, usage = None, None, None
-    for content in events:
-        if "error" in content:
-            raise _error_of(content["error"])
-        chunk = _checked(ChatChunk, content)
-        usage = chunk.usage or usage
-        extras = chunk.vesalius or extras
-        for choice in chunk.choices:
-            finish_reason = choice.finish_reason or finish_reason
-            if choice.delta.content:
-                yield ChatPiece(choice.delta.content)
-    yield ChatPiece(finish_reason=finish_reason, usage=usage, extras=extras)
-
-
-def _read(response: httpx.Response, answer: type[AnswerT], accepted: Sequence[int] = ()) -> AnswerT:
-    if response.is_error and response.status_code not in accepted:
-        raise _error(response)
-    try:
-        return answer.model_validate_json(response.content)
-    except ValidationError:
-        raise (_error(response) if response.is_error else _not_understood()) from None
-
-
-def _checked(answer: type[AnswerT], content: object) -> AnswerT:
-    try:
-        return answer.model_validate(content)
-    except ValidationError:
-        raise _not_understood() from None
-
-
-def _not_understood() -> ServiceError:
-    return ServiceError("The server gave an answer this client does not understand. Update the older of the two.")
-
-
-def _error(response: httpx.Response) -> VesaliusError:
-    try:
-        error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        return ServiceError(f"The server answered with status {response.status_code} and no explanation.")
-    return _error_of(error, response.headers.get("Retry-After", ""))
-
-
-def _error_of(error: object, retry_after: str = "") -> VesaliusError:
-    if not isinstance(error, Mapping):
-        return ServiceError("The server failed and gave no explanation.")
-    code, message = str(error.get("code")), str(error.get("message", "The server gave no explanation."))
-    if code not in STATUS:
-        return ServiceError(message)
-    retry_after_s = float(retry_after) if retry_after.isdecimal() else 1.0
-    return error_from(code, message, param=error.get("param"), retry_after_s=retry_after_s)

@@ -1,7 +1,7 @@
 """Engine: owns the model and the device, and answers batches. Synchronous; one thread, but for `compute`.
 
     Batch -> plan each request (works/) -> one trunk forward over all distinct views, each row through its own
-    adapter's slot (looks.py) -> missing prompts through the text tower -> finish each -> Outcomes
+    adapter's slot (looks.py) -> missing prompts through the text tower (texts.py) -> finish each -> Outcomes
 
 A batch that fails is split in halves until only the poison item fails. Chats leave `run` without an Outcome and are
 written by `generate`, a few tokens a turn. `run` is `prepare`, `compute` and `finish` in one; between prepare and finish the
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adapters.store import AdapterStore, StoredAdapter
 from foundation.backbone import Backbone
@@ -26,19 +25,21 @@ from foundation.checkpoint import Checkpoint, open_checkpoint
 from foundation.errors import InvalidRequest, Overloaded, VesaliusError
 from foundation.gate import Gate
 from serving.adapter_loader import AdapterLoader
-from serving.cache import LruCache
 from serving.chat_residency import ChatResidency
 from serving.chat_work import ChatWork, Opening, Picture
 from serving.config import EngineConfig, Precision
 from serving.cost import rows_of, weighed
 from serving.device import take_device
+from serving.engine_facts import EngineFacts
 from serving.faults import fault
 from serving.generation import ChatLane, HasNews, never
 from serving.lanes import use_threads
-from serving.looks import Looks, Sighting
+from serving.looks import Looks
 from serving.messages import Batch, Film, Outcome, Request
 from serving.precision import settle, settle_decoder
+from serving.prepared import Prepared
 from serving.residency import Residency
+from serving.texts import Texts
 from serving.transport import failure
 from serving.withdrawals import Where, Withdrawals
 from serving.works import Seen, Tools, Work, plan
@@ -48,55 +49,6 @@ if TYPE_CHECKING:
     from foundation.decoder import Decoder
 
 NO_DECODER = "This model has no decoder, so it cannot chat. Serve a checkpoint with one, such as the bundled model."
-
-
-@dataclass(frozen=True)
-class EngineFacts:
-    """What the front process needs to know of an opened model. contract: InputContract as plain data."""
-
-    name: str
-    fingerprint: str
-    embed_dim: int
-    licence: str
-    precision: str
-    can_chat: bool
-    created: int
-    contract: Mapping[str, Any]
-    decoder: str = ""  # its fingerprint, which chat adapters name
-    can_embed: bool = True  # False where there is nothing but chat
-
-
-@dataclass(eq=False)
-class Prepared:
-    """A planned batch on its way. outcomes: of requests that failed at planning; error: what broke all of it.
-
-    held: digests of the adapters of batches beside it, as it was planned; pinned: and of its own, which stay resident until
-    it is finished.
-    """
-
-    batch: Batch
-    started: float
-    held: frozenset[str]
-    pinned: set[str]
-    outcomes: list[Outcome] = field(default_factory=list)
-    planned: list[tuple[Request, Work | ChatWork]] = field(default_factory=list)
-    sighting: Sighting | None = None
-    texts: Mapping[str, Tensor] = field(default_factory=dict)
-    crowded: list[Request] = field(default_factory=list)  # their adapters find no room beside those of their neighbours
-    error: Exception | None = None
-    seconds: float = 0.0  # of its forward, where that ran in a lane
-    is_computed: bool = False  # its adapters may leave the bank from here on
-    left: set[int] = field(default_factory=set)  # requests that were withdrawn, and are counted
-
-    @property
-    def rows(self) -> float:
-        """What its forward costs: films of the tower's own size, once for each adapter; what is at hand costs none.
-
-        Once it is computed, what it did cost, without what was left out.
-        """
-        if self.sighting is None:
-            return 0.0
-        return self.sighting.rows_done[0] if self.is_computed else self.sighting.rows
 
 
 class Engine:
@@ -133,7 +85,7 @@ class Engine:
         )
         self._can_chat = decoder is not None
         self._decoder_fingerprint = decoder.fingerprint if decoder is not None else ""
-        self._texts: LruCache[tuple[str, str], Tensor] = LruCache(self.config.cached_texts)  # by tenant and text
+        self.texts = Texts(self.backbone, self.config.cached_texts)
         self.looks = Looks(self.backbone, residency, self.config.cached_film_bytes)
 
     @classmethod
@@ -247,8 +199,8 @@ class Engine:
         """Drop what is kept of one tenant's film, or of everything the tenant sent where `study` is empty."""
         self.looks.forget(tenant, study)
         self._chats.forget(tenant, study)
-        while not study and self._texts.evict(lambda key: key[0] == tenant) is not None:
-            pass
+        if not study:
+            self.texts.forget(tenant)
 
     def answer(self, request: Request) -> Iterator[Outcome]:
         """One request from beginning to end, without a queue."""
@@ -305,7 +257,7 @@ class Engine:
         prepared.sighting = self.looks.begin(
             [(request, view) for request, work in planned for view in work.views], self.withdrawn
         )
-        prepared.texts = self._read([(request, text) for request, work in planned for text in work.texts])
+        prepared.texts = self.texts.read([(request, text) for request, work in planned for text in work.texts])
 
     @torch.inference_mode()
     def _finish_all(self, prepared: Prepared) -> list[Outcome]:
@@ -366,25 +318,8 @@ class Engine:
         """What the decoder is given of the blank and the shuffled film, when the answer about the real one is written."""
         work = ChatWork.of(request, self._tools, set(self._chats.adapters))  # NOTE: findings may have left the bank meanwhile
         features = self.looks.at([(request, view) for view in work.without_views])
-        texts = self._read([(request, text) for text in work.texts])
+        texts = self.texts.read([(request, text) for text in work.texts])
         return work.pictures(Seen(features, torch.stack([texts[text] for text in work.texts])))
-
-    def _read(self, wanted: Sequence[tuple[Request, str]]) -> dict[str, Tensor]:
-        """Each distinct text's embedding (E,), from the cache where its tenant has sent it before."""
-        known: dict[str, Tensor] = {}
-        missing: dict[str, None] = {}
-        for request, text in wanted:
-            held = self._texts.get((request.tenant, text))
-            if held is None:
-                missing[text] = None
-            else:
-                known[text] = held
-        if missing:
-            known |= dict(zip(missing, self.backbone.encode_text(list(missing)).float(), strict=True))
-        for request, text in wanted:
-            if request.stores and (request.tenant, text) not in self._texts:
-                self._texts.put((request.tenant, text), known[text].clone())
-        return known
 
     def _finished(
         self, request: Request, work: Work | ChatWork, value: Mapping[str, Any], compute_ms: float

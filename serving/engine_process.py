@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 from foundation.errors import VesaliusError
 from serving.config import EngineConfig
 from serving.doorstep import Doorstep
-from serving.engine_loop import EngineLoop, LanesLoop
+from serving.engine_loop import EngineLoop
+from serving.lanes_loop import LanesLoop
 from serving.logs import configure
 from serving.scheduler import Scheduler
 from serving.spawn import parent_arena, parent_channel

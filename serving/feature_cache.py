@@ -17,7 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from foundation.backbone import ImageFeatures
-    from foundation.towers import TrunkState
+    from foundation.towers.tower import TrunkState
 
 HeldT = TypeVar("HeldT", "ImageFeatures", "TrunkState")
 THE_END = -1

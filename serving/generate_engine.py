@@ -26,7 +26,7 @@ from foundation.errors import DeadlineExceeded, InvalidRequest, VesaliusError
 from foundation.sampling import StopMatcher
 from serving.config import EngineConfig
 from serving.device import take_device
-from serving.engine import EngineFacts
+from serving.engine_facts import EngineFacts
 from serving.faults import fault
 from serving.generation import TOO_LATE, HasNews, never
 from serving.messages import Batch, Outcome, Request

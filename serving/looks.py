@@ -13,7 +13,7 @@ import numpy as np
 
 from foundation.backbone import ImageFeatures
 from foundation.look import Look
-from foundation.towers import TrunkState
+from foundation.towers.tower import TrunkState
 from serving.feature_cache import THE_END, FeatureCache, FeatureKey
 from serving.messages import Request
 from serving.residency import Residency

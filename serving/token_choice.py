@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from foundation.decoder import TextWriter
+    from foundation.text_writer import TextWriter
     from serving.messages import Sampling
 
 Value = dict[str, Any]

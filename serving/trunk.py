@@ -24,7 +24,7 @@ from torch import Tensor
 
 from foundation.backbone import ImageFeatures
 from foundation.look import AS_IT_IS, Look
-from foundation.towers import TowerOutput, TrunkState, block_index
+from foundation.towers.tower import TowerOutput, TrunkState, block_index
 
 if TYPE_CHECKING:
     from adapters.bank import AdapterBank

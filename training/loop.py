@@ -5,7 +5,7 @@
       v
     Loop.run()              OUT/last/        everything needed to go on, to the same numbers (`resume.py`)
                             OUT/best.safetensors   the trainable tensors of the best epoch
-                            OUT/log.jsonl, OUT/tensorboard/
+                            OUT/log.jsonl, OUT/tensorboard/          (`run_log.py`)
 
 A plan is a pure function of the epoch and every draw carries its own seed, so the position in the plan is the
 whole state of the data: a run resumed in the middle of an epoch sees what the uninterrupted run saw. Several processes
@@ -15,7 +15,6 @@ whole state of the data: a run resumed in the middle of an epoch sees what the u
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import sys
@@ -25,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -37,46 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from foundation.errors import InvalidRequest
 from training import resume as state
+from training.loop_config import LoopConfig
 from training.processes import on_cpu
+from training.random_state import random_tensors, restore_random
+from training.run_log import RunLog
+from training.trainable import load_trainable, trainable_tensors
 
 LAST = "last"
 BEST = "best.safetensors"
-PRECISIONS = ("fp32", "bf16")
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How to train. Learning rates are the parameter groups'; here is only their common shape.
-
-    The rate rises linearly over `warmup` of all steps, then falls as a cosine to `final_rate` of its height. Validation
-    happens after every epoch; training stops once `patience` epochs brought no better `monitor`. With `average` above 0
-    what is validated and kept is the running mean of the weights, which keeps that share of itself at each step.
-    """
-
-    epochs: int
-    monitor: str = "auroc"
-    is_higher_better: bool = True
-    patience: int | None = None
-    accumulate: int = 1
-    precision: str = "fp32"
-    clip_norm: float = 1.0
-    warmup: float = 0.05
-    final_rate: float = 0.02
-    weight_decay: float = 0.01
-    average: float = 0.0
-    seed: int = 0
-    workers: int = 0
-    save_every_steps: int | None = None
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InvalidRequest(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.", param="precision")
-        for name in ("epochs", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(f"{name} must be at least 1, not {getattr(self, name)}.", param=name)
-        if not 0.0 <= self.average < 1.0:
-            raise InvalidRequest(f"average must lie from 0 to below 1, not {self.average}.", param="average")
 
 
 @dataclass(frozen=True)
@@ -150,11 +116,11 @@ class Loop:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.bare: nn.Module = self.accelerator.unwrap_model(self.model)
-        self._mean = _trainable(self.bare) if config.average else {}
+        self._mean = trainable_tensors(self.bare) if config.average else {}
         self.at = Progressed()
         self.steps_per_epoch = self._steps_in(self._plan(0))
         self.is_quiet = is_quiet or not self.accelerator.is_main_process
-        self._writer = _Log(out) if self.accelerator.is_main_process else None
+        self._writer = RunLog(out) if self.accelerator.is_main_process else None
 
     def run(self, *, resume: bool = False, max_steps: int | None = None) -> LoopReport:
         """Train to the end, or for `max_steps` more optimiser steps; leaves the best weights in the model when done."""
@@ -172,7 +138,7 @@ class Loop:
                     return self._report(is_finished=False)
                 self._close_epoch()
         if (self.out / BEST).is_file():
-            _load_trainable(self.bare, load_file(self.out / BEST))
+            load_trainable(self.bare, load_file(self.out / BEST))
         if self._writer is not None:
             self._writer.close()
         return self._report(is_finished=True)
@@ -186,9 +152,9 @@ class Loop:
             self._recipe(),
             {"at": asdict(self.at), "python": random.getstate()},
             {
-                "model": _trainable(self.bare),
+                "model": trainable_tensors(self.bare),
                 "optimizer": state.optimizer_tensors(self.optimizer, dict(self.bare.named_parameters())),
-                "random": _random_tensors(),
+                "random": random_tensors(),
             }
             | ({"mean": self._mean} if self._mean else {}),
         )
@@ -201,14 +167,14 @@ class Loop:
             raise InvalidRequest(f"The run in {self.out.name!r} was not saved; start it without resuming.", param="resume")
         state.check_recipe(folder, place["recipe"], self._recipe())
         model = state.read_part(folder, "model")
-        state.check_names(folder, model, _trainable(self.bare))
-        _load_trainable(self.bare, model)
+        state.check_names(folder, model, trainable_tensors(self.bare))
+        load_trainable(self.bare, model)
         parameters = dict(self.bare.named_parameters())
         state.load_optimizer(self.optimizer, parameters, state.read_part(folder, "optimizer"))
         if self._mean:
             self._mean = state.read_part(folder, "mean")
         self.at = Progressed(**place["at"])
-        _restore_random(state.read_part(folder, "random"), place["python"])
+        restore_random(state.read_part(folder, "random"), place["python"])
 
     def _recipe(self) -> dict[str, Any]:
         """What a resumed run must share with the one that was stopped."""
@@ -236,7 +202,7 @@ class Loop:
                 return
 
     def _step(self, chunk: Sequence[Any]) -> dict[str, float]:
-        rate = self._rate(self.at.step)
+        rate = self.config.rate_at(self.at.step, self.config.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         totals: dict[str, float] = {}
@@ -255,15 +221,15 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self._mean:
             share = min(self.config.average, (self.at.step + 1) / (self.at.step + 10))  # the first steps soon forgotten
-            for name, tensor in _trainable(self.bare).items():
+            for name, tensor in trainable_tensors(self.bare).items():
                 mean = self._mean[name]
                 self._mean[name] = mean.lerp(tensor, 1 - share) if mean.is_floating_point() else tensor
         return {**totals, "gradient_norm": float(norm or 0.0), "rate": rate}
 
     def _close_epoch(self) -> None:
         started = time.monotonic()
-        own = _trainable(self.bare) if self._mean else {}
-        _load_trainable(self.bare, self._mean)
+        own = trainable_tensors(self.bare) if self._mean else {}
+        load_trainable(self.bare, self._mean)
         self.model.eval()
         with torch.inference_mode():
             numbers = dict(self.trainee.validate(self.bare))
@@ -274,8 +240,8 @@ class Loop:
         if best is None or (is_known and math.isnan(best)) or (value > best if self.config.is_higher_better else value < best):
             self.at.best_value, self.at.best_epoch = value, self.at.epoch
             if self.accelerator.is_main_process:
-                save_file(_trainable(self.bare), self.out / BEST)
-        _load_trainable(self.bare, own)
+                save_file(trainable_tensors(self.bare), self.out / BEST)
+        load_trainable(self.bare, own)
         self.at.history.append({"epoch": float(self.at.epoch), **numbers})
         if self._writer is not None:
             self._writer.write("val", self.at.step, numbers)
@@ -287,16 +253,6 @@ class Loop:
     def _is_out_of_patience(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.at.epoch > 0 and self.at.epoch - 1 - self.at.best_epoch >= patience
-
-    def _rate(self, step: int) -> float:
-        """The share of the peak learning rate at an optimiser step (0-based)."""
-        total = self.config.epochs * self.steps_per_epoch
-        warmup = max(1, round(self.config.warmup * total))
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        low = self.config.final_rate
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
 
     def _plan(self, epoch: int) -> Sequence[Sequence[Any]]:
         plan, world = self.trainee.plan(epoch), self.accelerator.num_processes
@@ -344,63 +300,6 @@ class _Draws(Dataset[Any]):
 
     def __getitem__(self, draws: Any) -> Any:
         return self.trainee.load(draws)
-
-
-class _Log:
-    """Numbers to log.jsonl and to tensorboard."""
-
-    def __init__(self, out: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(out / "tensorboard"))
-        self._file = (out / "log.jsonl").open("a", encoding="utf-8")
-
-    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._file.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._board.close()
-        self._file.close()
-
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that learn and of all buffers."""
-    kept = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
-    return {name: tensor.cpu().clone().contiguous() for name, tensor in kept.items()}
-
-
-@torch.no_grad()
-def _load_trainable(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-
-
-def _random_tensors() -> dict[str, Tensor]:
-    """The states of torch's and numpy's global generators (MT19937: 624 words, a position and a kept normal)."""
-    _, words, position, has_normal, normal = np.random.get_state(legacy=True)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "torch": torch.get_rng_state(),
-        **{f"cuda{number}": held for number, held in enumerate(cuda)},
-        "numpy_words": torch.from_numpy(np.asarray(words, np.int64)),
-        "numpy_place": torch.tensor([position, has_normal, normal], dtype=torch.float64),
-    }
-
-
-def _restore_random(tensors: Mapping[str, Tensor], python: Sequence[Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    cuda = [tensors[f"cuda{number}"] for number in range(sum(name.startswith("cuda") for name in tensors))]
-    if torch.cuda.is_available() and cuda:
-        torch.cuda.set_rng_state_all(cuda)
-    position, has_normal, normal = tensors["numpy_place"].tolist()
-    words = tensors["numpy_words"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, int(position), int(has_normal), normal))
-    version, numbers, gauss = python
-    random.setstate((version, tuple(numbers), gauss))
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

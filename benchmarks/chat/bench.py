@@ -15,9 +15,10 @@ from torch import Tensor
 
 from adapters.bank import AdapterBank
 from foundation.checkpoint import open_checkpoint
-from foundation.decoder import Decoder, DecoderShape, TextWriter
+from foundation.decoder import Decoder, DecoderShape
 from foundation.lexicon import FINDINGS
 from foundation.prompt import FindingState, Turn
+from foundation.text_writer import TextWriter
 from serving.chat_residency import ChatResident
 from serving.chat_work import Opening, Picture
 from serving.evidence import Evidence

@@ -18,7 +18,8 @@ from foundation.checkpoint import build_open_clip, open_checkpoint, read_config
 from foundation.errors import CheckpointRefused
 from foundation.tiny import LAYOUTS, make_tiny_checkpoint, tiny_config
 from foundation.tokens import open_tokenizer
-from foundation.towers import block_index, image_tower, quarter_taps
+from foundation.towers.rewriting import image_tower
+from foundation.towers.tower import block_index
 
 SENTENCES = ["There is a LARGE left pleural effusion.", "Normal heart", "x"]
 BLOCKS = {"open_clip": 4, "resnet": 4, "visformer": 8, "biomedclip": 6, "siglip": 4}
@@ -235,23 +236,3 @@ def test_towers_that_cannot_be_adapted_are_refused() -> None:
     config["model_cfg"]["vision_cfg"] = {"layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "image_size": 64}
     with pytest.raises(CheckpointRefused, match="ModifiedResNet"):
         image_tower(build_open_clip(config, custom_text=True).visual)
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [
-        ("blocks.3.attn.qkv", 3),
-        ("base_model.model.blocks.11.mlp.fc1.lora_A.weight", 11),
-        ("encoder.transformer.encoder.layer.2.output.dense", 2),
-        ("encoder.transformer.resblocks.0.attn.proj", 0),
-        ("visual.head.proj", -1),
-    ],
-)
-def test_block_index(name: str, index: int) -> None:
-    assert block_index(name) == index
-
-
-def test_taps_fall_on_the_quarters() -> None:
-    assert quarter_taps(12) == (2, 5, 8, 11)
-    assert quarter_taps(6) == (1, 2, 4, 5)
-    assert quarter_taps(2) == (0, 0, 1, 1)

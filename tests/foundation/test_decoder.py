@@ -1,18 +1,18 @@
-"""The decoder: streaming equals a slow truth, the folder opens elsewhere, and what does not fit is refused."""
+"""The decoder: streaming equals a slow truth, the folder opens elsewhere, and impossible questions are refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from foundation.decoder import Completion, Decoder
-from foundation.errors import CheckpointNotFound, CheckpointRefused, InvalidRequest
+from foundation.decoder import Decoder
+from foundation.errors import InvalidRequest
 from foundation.prompt import FindingState, Turn
 from foundation.sampling import Sampling
+from foundation.text_writer import Completion
 from foundation.tiny_decoder import make_tiny_decoder
 
 ASKED = [Turn("user", "Is there an effusion?")]
@@ -133,37 +133,3 @@ def test_saved_in_half_precision_it_says_the_same(folder: Path, tmp_path: Path, 
     again = Decoder.load(tmp_path)
     for name, tensor in decoder.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, atol=2e-3, rtol=1e-3)
-
-
-def copied(folder: Path, tmp_path: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
-    broken = copied(folder, tmp_path)
-    weights = load_file(broken / "decoder/model.safetensors")
-    save_file({**weights, "surplus": torch.zeros(1)}, broken / "decoder/model.safetensors")
-    with pytest.raises(CheckpointRefused, match="surplus"):
-        Decoder.load(broken)
-    missing = {name: tensor for name, tensor in weights.items() if name != "model.norm.weight"}
-    save_file(missing, broken / "decoder/model.safetensors")
-    with pytest.raises(CheckpointRefused, match=r"model\.norm\.weight"):
-        Decoder.load(broken)
-    (broken / "decoder/model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointRefused, match="not a whole safetensors"):
-        Decoder.load(broken)
-    (broken / "projector.safetensors").unlink()
-    save_file(weights, broken / "decoder/model.safetensors")
-    with pytest.raises(CheckpointNotFound, match="projector"):
-        Decoder.load(broken)
-
-
-@pytest.mark.parametrize("change", [{"auto_map": {"AutoModel": "evil.Model"}}, {"model_type": "gpt2"}])
-def test_a_config_that_runs_code_or_is_no_llama_is_refused(folder: Path, tmp_path: Path, change: dict[str, object]) -> None:
-    broken = copied(folder, tmp_path)
-    config = json.loads((broken / "decoder/config.json").read_text())
-    (broken / "decoder/config.json").write_text(json.dumps(config | change))
-    with pytest.raises(CheckpointRefused, match=r"run code|only Llama"):
-        Decoder.load(broken)

@@ -14,7 +14,7 @@ from foundation.checkpoint import open_checkpoint
 from foundation.errors import InvalidRequest
 from foundation.relevance import attention_weights, gradcam_block, methods_of, relevance_maps
 from foundation.tiny import make_tiny_checkpoint
-from foundation.towers import TrunkState
+from foundation.towers.tower import TrunkState
 
 
 @pytest.fixture(scope="module", params=["open_clip", "resnet", "biomedclip"])

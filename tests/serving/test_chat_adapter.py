@@ -107,7 +107,7 @@ def test_training_builds_the_prompt_that_serving_builds(place: Path, findings: s
         work = ChatWork.of(request, engine._tools, set())
         views = (*work.views, *work.without_views)
         features = engine.looks.at([(request, view) for view in views])
-        texts = engine._read([(request, text) for text in work.texts])
+        texts = engine.texts.read([(request, text) for text in work.texts])
         read = torch.stack([texts[text] for text in work.texts])
         served = work.open(Seen(features[: len(work.views)], read))
         pictures = work.pictures(Seen(features, read))

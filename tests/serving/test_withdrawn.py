@@ -12,7 +12,7 @@ from tiny import noise_film, write_checkpoint, write_findings
 
 from foundation.checkpoint import open_checkpoint
 from foundation.preprocess import InputContract
-from foundation.towers import TrunkState
+from foundation.towers.tower import TrunkState
 from serving.config import EngineConfig
 from serving.decode_pool import DecodePool
 from serving.engine import Engine

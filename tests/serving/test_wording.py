@@ -8,7 +8,8 @@ from foundation.prompt import detokenise
 from serving.evidence import Finding
 from serving.wording import Wording, grade, plain_words
 from training.pretraining.decoder.agreement import agreement
-from training.pretraining.decoder.conversations import FilmFacts, answer
+from training.pretraining.decoder.answers import answer
+from training.pretraining.decoder.facts import FilmFacts
 
 FINDINGS = (
     Finding("effusion", 0.16, 0.083, "right", "lower"),

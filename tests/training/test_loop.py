@@ -14,7 +14,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from foundation.errors import InvalidRequest
-from training.loop import LAST, Loop, LoopConfig, LoopReport, ParameterGroup
+from training.loop import LAST, Loop, LoopReport, ParameterGroup
+from training.loop_config import LoopConfig
 
 DATA = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 TRUTH = DATA @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
@@ -132,10 +133,6 @@ def test_refusals(tmp_path: Path) -> None:
         make_loop(tmp_path, model=nn.Sequential(nn.Linear(4, 1))).run(resume=True)
     with pytest.raises(InvalidRequest, match="was not saved"):
         make_loop(tmp_path / "new").load()
-    with pytest.raises(InvalidRequest, match="precision is 'fp8'"):
-        LoopConfig(epochs=1, precision="fp8")
-    with pytest.raises(InvalidRequest, match="epochs must be at least 1"):
-        LoopConfig(epochs=0)
     with pytest.raises(InvalidRequest, match="monitor 'other' is not there"):
         make_loop(tmp_path / "other", monitor="other").run()
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.loop import Loop, LoopConfig, ParameterGroup
+from training.loop import Loop, ParameterGroup
+from training.loop_config import LoopConfig
 
 FILMS, EPOCHS = 24, 3
 DATA = torch.randn(FILMS, 4, generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,8 @@ from adapters.tasks.fusion import FusionPredictor
 from adapters.tasks.fusion_head import FusionInputs
 from foundation.errors import InvalidRequest
 from training.finetuning.fusion.data import Case, read_cases
-from training.finetuning.fusion.finetune import FusionRecipe
 from training.finetuning.fusion.fit import candidates
+from training.finetuning.fusion.recipe import FusionRecipe
 from training.finetuning.fusion.report import score_sections
 from training.finetuning.fusion.rules import ConformalBounds
 from training.finetuning.fusion.scores import FusionScores, score_boosting

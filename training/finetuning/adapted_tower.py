@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.lora import LoraSpec, LoraWeights, apply_lora, read_weights, targets_from
 from adapters.tasks.levels import pool_levels
 from foundation.backbone import ImageFeatures
-from foundation.towers import TowerOutput, TrunkState, block_index
+from foundation.towers.tower import TowerOutput, TrunkState, block_index
 from training.finetuning.job import TrainableBackbone
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
 from training.loop import ParameterGroup

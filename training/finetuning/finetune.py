@@ -21,7 +21,8 @@ from training import processes
 from training.finetuning.anomaly.finetune import AnomalyRecipe, anomaly_rows, train_anomaly
 from training.finetuning.chat.finetune import ChatRecipe, chat_rows, train_chat
 from training.finetuning.classification.finetune import classification_rows, train_classification
-from training.finetuning.fusion.finetune import FusionRecipe, fusion_rows, train_fusion
+from training.finetuning.fusion.finetune import fusion_rows, train_fusion
+from training.finetuning.fusion.recipe import FusionRecipe
 from training.finetuning.job import FinetuneJob, FinetuneResult, TrainableBackbone
 from training.finetuning.recipe import FinetuneRecipe, TaskRecipe
 from training.finetuning.segmentation.films import segmentation_rows

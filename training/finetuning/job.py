@@ -18,9 +18,10 @@ from adapters.files import Adapter, write_adapter
 from adapters.half import round_to_half
 from adapters.tasks.classification import EncodesText
 from foundation.preprocess import InputContract
-from foundation.towers import ImageTower
+from foundation.towers.tower import ImageTower
 from training.finetuning.recipe import TaskRecipe
-from training.loop import Loop, LoopConfig, LoopReport, ParameterGroup, Trainee
+from training.loop import Loop, LoopReport, ParameterGroup, Trainee
+from training.loop_config import LoopConfig
 from training.manifests.manifest import Manifest, Row
 from training.processes import is_main, main_first
 

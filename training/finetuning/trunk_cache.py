@@ -29,7 +29,7 @@ from foundation.errors import InvalidRequest
 from foundation.look import Look
 from foundation.preprocess import InputContract, render
 from foundation.readers import read_film
-from foundation.towers import ImageTower, TrunkState
+from foundation.towers.tower import ImageTower, TrunkState
 from training.augment import AugmentStrength, augment
 from training.processes import main_first
 

@@ -23,7 +23,8 @@ from torch import nn
 from adapters.tasks.levels import pool_levels
 from foundation.look import AS_IT_IS, further_looks
 from foundation.prompts import NIH_FINDINGS
-from foundation.towers import ImageTower, image_tower
+from foundation.towers.rewriting import image_tower
+from foundation.towers.tower import ImageTower
 from training.level_fit import Seen, fit_levels
 from training.manifests.datasets import FilmTable
 from training.pretraining.feed import Feed

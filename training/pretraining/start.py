@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foundation.checkpoint import read_config, read_tensors
-from foundation.decoder import DECODER_FOLDER
+from foundation.decoder_folder import DECODER_FOLDER
 from foundation.errors import InvalidRequest
 from foundation.sources import locate
 

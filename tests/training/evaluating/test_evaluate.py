@@ -26,7 +26,8 @@ from foundation.prompts import prompt_pair
 from foundation.questions import interpret_question
 from training.evaluating.box_check import boxed_section, boxed_sides
 from training.evaluating.chat_check import Answer, choose_films, other_films, phantom_questions
-from training.evaluating.evaluate import Options, evaluate
+from training.evaluating.evaluate import evaluate
+from training.evaluating.job import Options
 from training.evaluating.phantom_check import score_phantoms
 from training.evaluating.retrieval import chance_of_film
 from training.manifests.manifest import Row, load_manifest

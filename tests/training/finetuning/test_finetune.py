@@ -185,7 +185,7 @@ def test_cached_features_equal_the_whole_tower(tmp_path: Path, manifest: Path, k
     options = {"first_block": block, "views": 2, "strength": SMALL.views.strength, "seed": 0, "pools": pools, "is_quiet": True}
     tower = backbone.image_tower
     cache = TrunkCache.build(tower, backbone.fingerprint, films, backbone.contract, tmp_path, **options)
-    from foundation.towers import TrunkState
+    from foundation.towers.tower import TrunkState
 
     with torch.inference_mode():
         state = TrunkState(cache.state(range(6), [0] * 6).float(), cache.grid)

@@ -23,7 +23,8 @@ from foundation.errors import AdapterRefused, InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
 from foundation.tiny import make_tiny_checkpoint
-from training.evaluating.evaluate import Options, evaluate
+from training.evaluating.evaluate import evaluate
+from training.evaluating.job import Options
 from training.finetuning.anomaly.finetune import AnomalyHeadRecipe, AnomalyRecipe, AnomalyViews, NormalDataRecipe, anomaly_rows
 from training.finetuning.anomaly.scores import gradient_distance, pixel_error
 from training.finetuning.anomaly.split import assign_roles

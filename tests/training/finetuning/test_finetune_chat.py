@@ -23,7 +23,8 @@ from foundation.errors import InvalidRequest, ManifestError
 from foundation.sampling import Sampling
 from foundation.tiny import make_tiny_checkpoint
 from foundation.tiny_decoder import make_tiny_decoder
-from training.evaluating.evaluate import Options, evaluate
+from training.evaluating.evaluate import evaluate
+from training.evaluating.job import Options
 from training.finetuning.chat.films import shelve
 from training.finetuning.chat.finetune import ChatDataRecipe, ChatRecipe, ChatViewRecipe, MadeRecipe, chat_rows
 from training.finetuning.chat.lessons import Course, Draw, TwinRecipe, balanced_weights, false_premises, sentence, stack, write

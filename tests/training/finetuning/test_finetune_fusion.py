@@ -24,7 +24,7 @@ from foundation.readers import read_film
 from training.evaluating.fusion_check import fusion_sections
 from training.finetuning.finetune import finetune
 from training.finetuning.fusion.data import read_cases
-from training.finetuning.fusion.finetune import FusionRecipe
+from training.finetuning.fusion.recipe import FusionRecipe
 from training.finetuning.job import FinetuneResult
 from training.manifests.manifest import load_manifest
 from training.measuring.asked import Asked

@@ -25,7 +25,8 @@ from foundation.errors import AdapterRefused, InvalidRequest, ManifestError
 from foundation.preprocess import preprocess
 from foundation.readers import read_film
 from foundation.tiny import make_tiny_checkpoint
-from training.evaluating.evaluate import Options, evaluate
+from training.evaluating.evaluate import evaluate
+from training.evaluating.job import Options
 from training.finetuning.finetune import finetune
 from training.finetuning.job import FinetuneJob, FinetuneResult
 from training.finetuning.recipe import LoraRecipe, PaceRecipe

@@ -14,7 +14,8 @@ from adapters.fake import FakeBackbone
 from adapters.files import read_adapter
 from adapters.tasks.segmentation import Segmenter
 from foundation.errors import ManifestError
-from training.evaluating.evaluate import Options, evaluate
+from training.evaluating.evaluate import evaluate
+from training.evaluating.job import Options
 from training.finetuning.finetune import finetune
 from training.finetuning.recipe import LoraRecipe, PaceRecipe
 from training.finetuning.segmentation.masks import MaskRecipe, load_volumes

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from foundation.lexicon import FINDINGS
 from foundation.prompt import FindingState, detokenise, findings_text, hint_text
 from training.pretraining.decoder.agreement import agreement, yes_or_no
-from training.pretraining.decoder.conversations import (
-    FILM_NOT_ASSESSED,
-    LOOKS_NORMAL,
-    NO_FILM,
-    FilmFacts,
-    answer,
-    conversation,
-    draw_facts,
-)
+from training.pretraining.decoder.answers import FILM_NOT_ASSESSED, LOOKS_NORMAL, NO_FILM, answer
+from training.pretraining.decoder.conversations import conversation
+from training.pretraining.decoder.facts import FilmFacts, draw_facts
 
 EFFUSION = FindingState("effusion", 0.83, True, "right", None, "small")
 FACTS = FilmFacts((FindingState("cardiomegaly", 0.1, False), EFFUSION))

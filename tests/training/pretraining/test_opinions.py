@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from foundation.errors import InvalidRequest
 from foundation.prompts import NIH_FINDINGS
-from foundation.towers import ImageTower, image_tower
+from foundation.towers.rewriting import image_tower
+from foundation.towers.tower import ImageTower
 from training.pretraining import pretrain
 from training.pretraining.feed import Feed
 from training.pretraining.opinions import looked_at, second_opinions, softened

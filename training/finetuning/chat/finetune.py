@@ -23,7 +23,8 @@ import torch
 from adapters.card import BaseRecord, Metric
 from adapters.files import Adapter
 from adapters.tasks.chat import TASK
-from foundation.decoder import DECODER_FOLDER, Decoder
+from foundation.decoder import Decoder
+from foundation.decoder_folder import DECODER_FOLDER
 from foundation.errors import InvalidRequest, ManifestError
 from training.augment import AugmentStrength
 from training.finetuning.chat.films import shelve, shelve_alone

@@ -28,7 +28,7 @@ from foundation.prompt import Turn
 from foundation.questions import interpret_question
 from training.finetuning.chat.stated import SeenFilm
 from training.manifests.qa import QaRow
-from training.pretraining.decoder.conversations import noun
+from training.pretraining.decoder.sentences import noun
 
 Twin = Literal["real", "blank", "shuffled", "false premise"]
 _WHERE = ("where is the {}?", "which side is the {} on?", "locate the {}", "in which lung is the {}?")

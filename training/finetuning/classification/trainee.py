@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adapters.lora import targets_from
 from adapters.tasks.classification import NORMAL, ClassificationHead, Prompts
 from foundation.look import check_sizes, further_looks
-from foundation.towers import block_index
+from foundation.towers.tower import block_index
 from training.finetuning.adapted_tower import AdaptedTower, level_widths
 from training.finetuning.classification.label_losses import LabelLoss
 from training.finetuning.classification.label_table import LabelTable

@@ -26,7 +26,8 @@ from training.finetuning.segmentation.masks import MaskedFilms, class_names, loa
 from training.finetuning.segmentation.recipe import SegmentationRecipe
 from training.finetuning.segmentation.trainee import SegmentationTrainee
 from training.finetuning.trunk_cache import film_cache, to_pixels
-from training.loop import Loop, LoopConfig, ParameterGroup
+from training.loop import Loop, ParameterGroup
+from training.loop_config import LoopConfig
 from training.manifests.manifest import Row, rows_digest
 
 NAME = "U-Net"

@@ -14,7 +14,7 @@ from functools import cache
 from foundation.lexicon import FINDINGS, NOUNS
 from foundation.prompt import FindingState, is_elsewhere
 from foundation.questions import QuestionIntent, interpret_question
-from training.pretraining.decoder.conversations import MEANINGS
+from training.pretraining.decoder.answers import MEANINGS
 
 _ZONES = {"upper": "upper", "middle": "middle", "mid": "middle", "lower": "lower"}
 _DENIED = r"\b(no|not|without)\b[^.:;]*$"

@@ -13,7 +13,8 @@ from foundation.decoder import Decoder
 from foundation.prompt import Turn
 from foundation.questions import interpret_question
 from training.pretraining.decoder.agreement import agreement
-from training.pretraining.decoder.conversations import FilmFacts, conversation
+from training.pretraining.decoder.conversations import conversation
+from training.pretraining.decoder.facts import FilmFacts
 from training.pretraining.decoder.film_bank import FilmBank
 from training.pretraining.decoder.lessons import answer_logits, lesson_of
 from training.pretraining.decoder.recipe import DecoderRecipe

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foundation.errors import CheckpointRefused, ManifestError
 from foundation.lexicon import FINDINGS
-from training.pretraining.decoder.conversations import FilmFacts, draw_facts
+from training.pretraining.decoder.facts import FilmFacts, draw_facts
 from training.pretraining.text.corpus import training_rows
 
 if TYPE_CHECKING:

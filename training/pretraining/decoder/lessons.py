@@ -11,7 +11,8 @@ from torch import Tensor
 
 from foundation.decoder import Decoder
 from foundation.prompt import Turn, findings_text
-from training.pretraining.decoder.conversations import FilmFacts, conversation
+from training.pretraining.decoder.conversations import conversation
+from training.pretraining.decoder.facts import FilmFacts
 from training.pretraining.decoder.film_bank import FilmBank
 from training.pretraining.decoder.recipe import DecoderRecipe
 
