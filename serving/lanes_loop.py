@@ -69,7 +69,7 @@ class LanesLoop(EngineLoop):
 
     def warm_up(self, check: Callable[[], None]) -> None:
         """Learn the pace of one film on all cores and on one; `check` computes one."""
-        for is_wide in (False, True, False, True):
+        for is_wide in (False, False, True, True):
             self._runs.use_threads(self._cores if is_wide else 1)
             start = time.perf_counter()
             check()
@@ -143,6 +143,8 @@ class LanesLoop(EngineLoop):
         if is_alone and self.lone.prefers_wide(sum(map(rows_of, batch.requests))):
             self._run_wide(batch)
             return
+        if not is_alone:
+            self.lone.interrupt()
         self._runs.use_threads(1)
         prepared = self._runs.prepare(batch)
         self._alone = prepared if is_alone else None

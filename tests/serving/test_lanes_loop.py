@@ -177,12 +177,15 @@ def test_a_batch_that_had_another_beside_it_says_nothing_of_lone_ones() -> None:
     for number in (1, 2):
         put(loop, Request(number, "embed_image"))
         loop.step()
-    engine.gate.release(3)
+    engine.gate.release(4)
     _until_answered(loop, sent, 2)
     assert loop.lone.narrow == before
     assert loop.paces.narrow.is_known
-    put(loop, Request(3, "embed_image"))
+    put(loop, Request(3, "embed_image"))  # the first alone again
     _until_answered(loop, sent, 3)
+    assert loop.lone.narrow == before
+    put(loop, Request(4, "embed_image"))
+    _until_answered(loop, sent, 4)
     assert loop.lone.narrow.weight > before.weight
 
 
