@@ -3,8 +3,8 @@
 The way that was faster of late goes. Lone batches alone are compared: one beside others takes longer, whichever way; and of
 those only such as follow another of their way, since the first on all cores finds threads asleep and caches cold (25 ms
 where the next takes 13). The slower way is tried now and then with two batches, the more seldom the slower it was, since the
-machine may have become quieter or busier; and on at once while it turns out faster, so that a change is followed within a few
-batches of that trial.
+machine may have become quieter or busier; soon at first, since a server that starts is slow; and on at once while it turns
+out faster, so that a change is followed within a few batches of that trial.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from serving.pace import Pace
 
 _UNKNOWN = Pace(memory=0.7)  # some three batches count
 _TRIAL = 2  # batches, of which the last counts
+_FIRST = 4  # batches until the first trial; twice as many until the next, and so on
 _MOST_SELDOM = 6.0  # times `retry_every`, however slow the slower way was
 _MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up
 
@@ -28,6 +29,7 @@ class Lone:
     retry_every: int = 32
     _since: int = 0
     _tried: int = 0  # batches of the trial under way
+    _trials: int = 0  # that are over
     _last: bool | None = None  # whether the batch before was wide; None where it was no lone one
 
     def prefers_wide(self, rows: float) -> bool:
@@ -40,6 +42,7 @@ class Lone:
         self._tried += 1
         if self._tried >= _TRIAL:
             self._since = self._tried = 0
+            self._trials += 1
         return not self._is_wide_faster(rows)
 
     def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
@@ -64,7 +67,7 @@ class Lone:
         """How many batches take the faster way before one takes the other."""
         faster, slower = sorted((self.wide.seconds_for(rows), self.narrow.seconds_for(rows)))
         lost = _TRIAL * (slower / max(faster, 1e-9) - 1.0)  # by a trial, in batches of the faster way
-        return self.retry_every * min(_MOST_SELDOM, max(float(_TRIAL), lost))
+        return min(self.retry_every * min(_MOST_SELDOM, max(float(_TRIAL), lost)), _FIRST * 2.0**self._trials)
 
     def _is_wide_faster(self, rows: float) -> bool:
         return self.wide.seconds_for(rows) <= self.narrow.seconds_for(rows)

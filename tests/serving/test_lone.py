@@ -53,7 +53,7 @@ def test_one_batch_that_was_held_up_changes_nothing() -> None:
 
 def test_more_rows_go_by_what_more_rows_take() -> None:
     """0.01 s and 0.001 s a row on all cores; 0.004 s a row on one: from four rows on all cores are faster."""
-    lone = Lone(retry_every=10**6)
+    lone = Lone(retry_every=10**6, _trials=20)
     for is_wide in (True, False):
         for rows in (1, 1, 8, 1, 8, 1, 8):
             lone.note(rows, 0.01 + 0.001 * rows if is_wide else 0.004 * rows, is_wide=is_wide)
@@ -79,3 +79,11 @@ def test_a_way_that_was_tried_is_not_tried_by_one_batch_alone() -> None:
     starts = [place for place in range(1, 499) if ways[place] and not ways[place - 1]]
     assert len(starts) > 3
     assert all(ways[place + 1] and not ways[place + 2] for place in starts if place < 498)
+
+
+def test_a_server_that_was_slow_as_it_started_finds_its_way_soon() -> None:
+    lone = Lone(retry_every=RETRY_EVERY)
+    for seconds, is_wide in ((0.028, False), (0.02, False), (0.081, True), (0.086, True)):
+        lone.note(1, seconds, is_wide=is_wide)
+    ways = run(lone, 100, wide_s=0.011, narrow_s=0.016)
+    assert ways[16:].count(False) <= 8
