@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRequest, VesaliusError
-from foundation.image import Window
+from foundation.image import MedicalImage, Window
 from foundation.preprocess import InputContract, pick_slice, render
 from foundation.readers import read_film
 from serving.arena import Arena
@@ -28,6 +30,8 @@ from serving.transport import (
     places_of,
     raw_film_from_plain,
 )
+
+LARGE_BYTES = 1 << 20
 
 
 def main() -> None:
@@ -65,10 +69,11 @@ def decode(raw: RawFilm, contract: InputContract) -> Film:
     start = time.perf_counter()
     image = read_film(raw.data)
     window = Window(*raw.window) if raw.window is not None else None
-    pixels = render(image, contract, slice_index=raw.slice_index, window=window)
+    with _digest(image) as digest:
+        pixels = render(image, contract, slice_index=raw.slice_index, window=window)
     return Film(
         pixels=pixels,
-        digest=image.digest,
+        digest=digest(),
         modality=image.modality,
         view=image.view,
         source_format=image.source_format,
@@ -80,6 +85,16 @@ def decode(raw: RawFilm, contract: InputContract) -> Film:
         width=int(image.pixels.shape[2]),
         spacing_mm=image.spacing_mm[1:] if image.spacing_mm else None,
     )
+
+
+@contextmanager
+def _digest(image: MedicalImage) -> Iterator[Callable[[], str]]:
+    """The digest of a large film is taken on another core while the block runs; neither holds the interpreter's lock."""
+    if image.pixels.nbytes < LARGE_BYTES:
+        yield lambda: image.digest
+        return
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(lambda: image.digest).result
 
 
 def refusal(error: VesaliusError) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import pytest
 from live_api import png_film
 
 from foundation.errors import DeadlineExceeded, FilmUnreadable, FilmUnsupported, InvalidRequest
-from foundation.preprocess import InputContract
+from foundation.preprocess import InputContract, render
+from foundation.readers import read_film
 from serving.decode_pool import DecodeConfig, DecodePool
-from serving.decode_process import decode
+from serving.decode_process import LARGE_BYTES, decode
 from serving.messages import RawFilm
 
 CONTRACT = InputContract(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -40,6 +41,15 @@ def test_pool_films_equal_in_process_films_and_refusals_keep_their_kind() -> Non
             await pool.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("side", [64, 1200])  # the digest of the second is taken beside the rendering
+def test_a_film_is_digested_and_rendered_alike_at_any_size(side: int) -> None:
+    data, contract = png_film(size=side), InputContract(64, (0.5,) * 3, (0.25,) * 3)
+    film, image = decode(RawFilm(data), contract), read_film(data)
+    assert (image.pixels.nbytes >= LARGE_BYTES) == (side == 1200)
+    assert film.digest == image.digest
+    assert np.array_equal(film.pixels, render(image, contract))
 
 
 @pytest.mark.parametrize(
