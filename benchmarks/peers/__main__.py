@@ -201,7 +201,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", action="append", choices=[peer.name for peer in PEERS], help="only these beside Vesalius")
     parser.add_argument("--case", action="append", type=_case, metavar="FORM:SIZE")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help="real films; phantoms where it is not there")
-    parser.add_argument("--environments", type=Path, default=FOLDER, help="where the peers are installed")
+    where = "where the peers are installed"
+    parser.add_argument("--environments", type=lambda one: Path(one).absolute(), default=FOLDER, help=where)
     parser.add_argument("--report", type=Path, default=REPORT, help="the figures as JSON")
     parser.add_argument("--table", type=Path, default=PAGE, help="the page whose section is written anew")
     parser.add_argument("--patience", type=float, default=1.0, metavar="FACTOR", help="more time to start, on a busy machine")
