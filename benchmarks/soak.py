@@ -150,22 +150,24 @@ class Soak:
             self.outcome.wrong.append(f"request {number}, poison: status {answer.status_code}")
 
     async def _leave(self, number: int) -> None:
-        """Ask, and be gone before the answer, or just after it."""
-        asking = asyncio.create_task(self._ask(f"film {number % FILMS}", stored=False))
-        await asyncio.sleep(self._chance.random() * 0.05)
-        asking.cancel()
-        with suppress(asyncio.CancelledError, httpx.HTTPError):
-            await asking
+        """Ask, and be gone before the answer, or just after it, with the connection: a shared pool may lose places to such."""
+        async with httpx.AsyncClient(base_url=self.server.url, timeout=400, trust_env=False) as own:
+            asking = asyncio.create_task(self._ask(f"film {number % FILMS}", stored=False, http=own))
+            await asyncio.sleep(self._chance.random() * 0.05)
+            asking.cancel()
+            with suppress(asyncio.CancelledError, httpx.HTTPError):
+                await asking
         self.outcome.left += 1
 
-    async def _ask(self, name: str, *, stored: bool = True) -> httpx.Response:
+    async def _ask(self, name: str, *, stored: bool = True, http: httpx.AsyncClient | None = None) -> httpx.Response:
+        http = http or self.http
         kind, _, number = name.partition(" ")
         headers = {} if stored and self._chance.random() < 0.5 else {"Cache-Control": "no-store"}
         if kind == "text":
             body = {"input": f"there is a nodule of {number} millimetres"}
-            return await self.http.post("/v1/embeddings", json=body, headers=headers)
+            return await http.post("/v1/embeddings", json=body, headers=headers)
         files = [("file", ("film", film(int(number))))]
-        return await self.http.post("/v1/zero_shot", data=_fields(), files=files, headers=headers)
+        return await http.post("/v1/zero_shot", data=_fields(), files=files, headers=headers)
 
     def _kill(self) -> None:
         module = ENGINE if sum(self.outcome.kills.values()) % 3 == 2 else DECODER
