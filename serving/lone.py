@@ -15,7 +15,7 @@ from serving.pace import Pace
 
 _UNKNOWN = Pace(memory=0.7)  # some three batches count
 _TRIAL = 2  # batches, of which the last counts
-_FIRST = 4  # batches until the first trial; twice as many until the next, and so on
+_FIRST = 4.0  # batches until the first trial; twice as many until the next, and so on
 _MOST_SELDOM = 6.0  # times `retry_every`, however slow the slower way was
 _MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up
 
@@ -29,7 +29,7 @@ class Lone:
     retry_every: int = 32
     _since: int = 0
     _tried: int = 0  # batches of the trial under way
-    _trials: int = 0  # that are over
+    _early: float = _FIRST  # the longest until the next trial, doubled by each
     _last: bool | None = None  # whether the batch before was wide; None where it was no lone one
 
     def prefers_wide(self, rows: float) -> bool:
@@ -42,7 +42,7 @@ class Lone:
         self._tried += 1
         if self._tried >= _TRIAL:
             self._since = self._tried = 0
-            self._trials += 1
+            self._early = min(2.0 * self._early, _MOST_SELDOM * self.retry_every)
         return not self._is_wide_faster(rows)
 
     def note(self, rows: float, seconds: float, *, is_wide: bool) -> None:
@@ -67,7 +67,7 @@ class Lone:
         """How many batches take the faster way before one takes the other."""
         faster, slower = sorted((self.wide.seconds_for(rows), self.narrow.seconds_for(rows)))
         lost = _TRIAL * (slower / max(faster, 1e-9) - 1.0)  # by a trial, in batches of the faster way
-        return min(self.retry_every * min(_MOST_SELDOM, max(float(_TRIAL), lost)), _FIRST * 2.0**self._trials)
+        return min(self.retry_every * min(_MOST_SELDOM, max(float(_TRIAL), lost)), self._early)
 
     def _is_wide_faster(self, rows: float) -> bool:
         return self.wide.seconds_for(rows) <= self.narrow.seconds_for(rows)

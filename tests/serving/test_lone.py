@@ -53,7 +53,7 @@ def test_one_batch_that_was_held_up_changes_nothing() -> None:
 
 def test_more_rows_go_by_what_more_rows_take() -> None:
     """0.01 s and 0.001 s a row on all cores; 0.004 s a row on one: from four rows on all cores are faster."""
-    lone = Lone(retry_every=10**6, _trials=20)
+    lone = Lone(retry_every=10**6, _early=10.0**6)
     for is_wide in (True, False):
         for rows in (1, 1, 8, 1, 8, 1, 8):
             lone.note(rows, 0.01 + 0.001 * rows if is_wide else 0.004 * rows, is_wide=is_wide)
@@ -87,3 +87,8 @@ def test_a_server_that_was_slow_as_it_started_finds_its_way_soon() -> None:
         lone.note(1, seconds, is_wide=is_wide)
     ways = run(lone, 100, wide_s=0.011, narrow_s=0.016)
     assert ways[16:].count(False) <= 8
+
+
+def test_a_server_that_runs_for_long_goes_on_trying() -> None:
+    ways = run(settled(wide_s=0.012, narrow_s=0.018), 100_000, wide_s=0.012, narrow_s=0.018)
+    assert 0 < ways[-1000:].count(False) <= 1000 / RETRY_EVERY
