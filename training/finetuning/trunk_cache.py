@@ -32,6 +32,7 @@ from foundation.readers import read_film
 from foundation.towers.tower import ImageTower, TrunkState
 from training.augment import AugmentStrength, augment
 from training.processes import main_first
+from training.whole_file import whole
 
 Item = TypeVar("Item")
 
@@ -44,7 +45,6 @@ def film_cache(
     target = folder / f"films-{_digest('films', asdict(contract), stamps)}.npy"
     with main_first():
         if not target.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
             try:
                 _render_all(paths, contract, target, 1, is_quiet)
             except _ColourError:
@@ -132,35 +132,40 @@ class TrunkCache:
                 return tower.run(tower.embed(pixels.to(device)), 0, first_block)
 
         probe = run(to_pixels(films[:1], contract))
+
+        def fill(partial: Path) -> npt.NDArray[np.float32]:
+            """All states into the file; returns the pooled levels."""
+            shape = (len(films), views, *probe.hidden.shape[1:])
+            hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            size = sum(level.shape[1] for level in probe.levels) * len(pools)
+            below = np.zeros((len(films), views, size), np.float32)
+            for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
+                chunk = np.asarray(films[start : start + batch_size])
+                for view in range(views):
+                    own_seed = int(_digest(seed, start, view), 16) % 2**62
+                    pixels = to_pixels(chunk, contract)
+                    if view:
+                        pixels = augmented_pixels(chunk, contract, strength, own_seed)
+                    state = run(pixels)
+                    if size:
+                        below[start : start + len(chunk), view] = pool_levels(state.levels, pools).cpu().numpy()
+                    values = state.hidden.float().cpu().numpy()
+                    if not np.abs(values).max() < np.finfo(np.float16).max:
+                        raise InvalidRequest(
+                            "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
+                            param="cached",
+                        )
+                    hidden[start : start + len(chunk), view] = values
+            hidden.flush()
+            return below
+
         with main_first():
             if not target.is_file() or (pools and not pooled.is_file()):
-                folder.mkdir(parents=True, exist_ok=True)
-                shape = (len(films), views, *probe.hidden.shape[1:])
-                partial = target.with_suffix(".partial.npy")
-                hidden = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-                size = sum(level.shape[1] for level in probe.levels) * len(pools)
-                below = np.zeros((len(films), views, size), np.float32)
-                for start in _track(range(0, len(films), batch_size), "films through the frozen blocks", is_quiet):
-                    chunk = np.asarray(films[start : start + batch_size])
-                    for view in range(views):
-                        own_seed = int(_digest(seed, start, view), 16) % 2**62
-                        pixels = to_pixels(chunk, contract)
-                        if view:
-                            pixels = augmented_pixels(chunk, contract, strength, own_seed)
-                        state = run(pixels)
-                        if size:
-                            below[start : start + len(chunk), view] = pool_levels(state.levels, pools).cpu().numpy()
-                        values = state.hidden.float().cpu().numpy()
-                        if not np.abs(values).max() < np.finfo(np.float16).max:
-                            raise InvalidRequest(
-                                "The frozen blocks give values beyond float16; set views.cached = 0 in the recipe.",
-                                param="cached",
-                            )
-                        hidden[start : start + len(chunk), view] = values
-                hidden.flush()
-                if pools:
-                    np.save(pooled, below)
-                partial.rename(target)
+                with whole(target) as partial:
+                    below = fill(partial)
+                    if pools:
+                        with whole(pooled) as levels:
+                            np.save(levels, below)
         return cls(np.load(target, mmap_mode="r"), probe.grid, first_block, np.load(pooled) if pools else None)
 
 
@@ -184,16 +189,14 @@ def look_cache(
     device = next(tower.parameters()).device
     with main_first():
         if not target.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
             rows = []
             for start in _track(range(0, len(films), batch_size), "further looks at the films", is_quiet):
                 pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                     seen = [tower(look.of(pixels)).levels for look in looks]
                 rows.append(pool_levels([level for levels in seen for level in levels], pools).cpu().numpy())
-            partial = target.with_suffix(".partial.npy")
-            np.save(partial, np.concatenate(rows))
-            partial.rename(target)
+            with whole(target) as partial:
+                np.save(partial, np.concatenate(rows))
     return np.load(target)  # type: ignore[no-any-return]
 
 
@@ -207,16 +210,15 @@ class _ColourError(Exception):
 
 
 def _render_all(paths: Sequence[Path], contract: InputContract, target: Path, channels: int, is_quiet: bool) -> None:
-    partial = target.with_suffix(".partial.npy")
     shape = (len(paths), contract.size, contract.size, channels)
-    films = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    for index, path in enumerate(_track(paths, "reading films", is_quiet)):
-        film = render(read_film(path.read_bytes()), contract)
-        if channels == 1 and (film != film[..., :1]).any():
-            raise _ColourError
-        films[index] = film[..., :channels]
-    films.flush()
-    partial.rename(target)
+    with whole(target) as partial:
+        films = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        for index, path in enumerate(_track(paths, "reading films", is_quiet)):
+            film = render(read_film(path.read_bytes()), contract)
+            if channels == 1 and (film != film[..., :1]).any():
+                raise _ColourError
+            films[index] = film[..., :channels]
+        films.flush()
 
 
 def to_unit(films: npt.NDArray[np.uint8]) -> Tensor:

@@ -27,6 +27,7 @@ from foundation.prompts import NIH_FINDINGS
 from foundation.readers import read_film
 from training.manifests.manifest import Row
 from training.manifests.sentences import label_sentences
+from training.whole_file import whole
 
 PHANTOM_STREAM = "phantom"
 
@@ -57,14 +58,11 @@ def cache_films(paths: Sequence[Path], size: int, folder: Path) -> npt.NDArray[n
     key = hashlib.sha256(f"{size}\n".encode() + "\n".join(map(str, paths)).encode()).hexdigest()[:16]
     target = folder / f"films-{size}-{key}.npy"
     if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial_file = target.with_suffix(".partial.npy")
-        films = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
-        with ProcessPoolExecutor(2) as pool:
+        with whole(target) as written, ProcessPoolExecutor(2) as pool:
+            films = np.lib.format.open_memmap(written, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
             for index, film in enumerate(pool.map(partial(render_grey, size=size), paths, chunksize=64)):
                 films[index] = film
-        films.flush()
-        partial_file.rename(target)
+            films.flush()
     return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -130,12 +128,12 @@ def phantom_films(count: int, size: int, first_seed: int, cache: Path, grid: int
     """`count` phantoms with seeds from `first_seed` on, as a table at `size` pixels with finding masks on a grid."""
     target = cache / f"phantoms-{size}-{first_seed}-{count}-{grid}.npz"
     if not target.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
         make = partial(_one_phantom, size=size, grid=grid)
         with ProcessPoolExecutor(2) as pool:
             made = list(pool.map(make, range(first_seed, first_seed + count), chunksize=32))
-        pixels, targets, masks, texts = (list(column) for column in zip(*made, strict=True))
-        np.savez(target, pixels=np.stack(pixels), targets=np.stack(targets), masks=np.stack(masks), texts=np.array(texts))
+        pixels, targets, masks, texts = (np.stack(column) for column in zip(*made, strict=True))
+        with whole(target) as written:
+            np.savez(written, pixels=pixels, targets=targets, masks=masks, texts=texts)
     with np.load(target, allow_pickle=False) as held:
         return FilmTable(
             pixels=held["pixels"],

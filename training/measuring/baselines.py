@@ -24,6 +24,7 @@ from PIL import Image
 from foundation.errors import InvalidRequest
 from training.manifests.manifest import Row, rows_digest
 from training.measuring.metrics import auroc
+from training.whole_file import whole
 
 SIZE = 128  # pixels; most of the public chest films in use are kept at this size
 HOG = {"orientations": 9, "pixels_per_cell": (16, 16), "cells_per_block": (2, 2)}
@@ -282,12 +283,11 @@ class _Cache:
 
     def save(self, note: str) -> None:
         self.note = note
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         about = {"note": note, "settings": self._settings}
-        self._path.with_suffix(".json").write_text(json.dumps(about, default=str, indent=1) + "\n", encoding="utf-8")
-        partial = self._path.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **self.columns)  # type: ignore[arg-type]  # no label is called allow_pickle
-        partial.replace(self._path)
+        with whole(self._path.with_suffix(".json")) as partial:  # first: whoever finds the columns reads the note
+            partial.write_text(json.dumps(about, default=str, indent=1) + "\n", encoding="utf-8")
+        with whole(self._path) as partial:
+            np.savez_compressed(partial, **self.columns)  # type: ignore[arg-type]  # no label is called allow_pickle
 
     def scores(self, name: str, labels: tuple[str, ...]) -> BaselineScores:
         return BaselineScores(name, labels, np.stack([self.columns[label] for label in labels], axis=1), self.note)

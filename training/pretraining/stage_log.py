@@ -1,18 +1,17 @@
 """OUT/stages.jsonl: a line a finished stage, with its recipe, how long it took and what validation said.
 
-A run killed at any moment leaves the lines before or the lines after, never half of one: the file is written anew beside its
-place and renamed.
+A run killed at any moment leaves the lines before or the lines after, never half of one (`whole_file.py`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import InvalidRequest
+from training.whole_file import whole
 
 STAGES = "stages.jsonl"
 
@@ -20,12 +19,9 @@ STAGES = "stages.jsonl"
 def note_stage(folder: Path, number: int, told: Mapping[str, Any]) -> None:
     """Add the line of a stage, counted from 1, in the place of its own and of later ones that a run stopped since has left."""
     kept = [line for line in read_stages(folder) if line.get("number", 0) < number]  # older lines have no number
-    partial = folder / f"{STAGES}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in (*kept, {"number": number, **told}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / STAGES)
+    with whole(folder / STAGES) as partial:
+        text = "".join(json.dumps(line) + "\n" for line in (*kept, {"number": number, **told}))
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:

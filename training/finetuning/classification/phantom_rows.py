@@ -18,6 +18,7 @@ from foundation.phantom import FINDINGS, make_phantom
 from foundation.preprocess import InputContract
 from training.manifests.manifest import Row
 from training.processes import main_first
+from training.whole_file import whole
 
 FIRST_SEED = 30_000_000  # apart from those of pretraining and of every check
 HELD_OUT_SEED = 40_000_000
@@ -41,9 +42,9 @@ def phantom_films(
             drawn = min(max(contract.size, SIZES[0]), SIZES[1])
             made = [make_phantom(seed, drawn) for seed in range(first_seed, first_seed + count)]
             truth = np.stack([phantom.label_vector() for phantom in made])
-            folder.mkdir(parents=True, exist_ok=True)
             shown = np.stack([_fitted(phantom.film, contract.size) for phantom in made])
-            np.savez_compressed(target, films=shown, truth=truth)
+            with whole(target) as partial:
+                np.savez_compressed(partial, films=shown, truth=truth)
     with np.load(target, allow_pickle=False) as held:
         findings = tuple(tuple(name for name, is_on in zip(FINDINGS, row, strict=True) if is_on) for row in held["truth"])
         return held["films"], findings

@@ -29,6 +29,7 @@ from training.finetuning.trunk_cache import film_cache, to_pixels
 from training.loop import Loop, ParameterGroup
 from training.loop_config import LoopConfig
 from training.manifests.manifest import Row, rows_digest
+from training.whole_file import whole
 
 NAME = "U-Net"
 CHANNELS = (16, 32, 64, 128)
@@ -90,7 +91,8 @@ def unet_chances(
         note = f"{sum(c.numel() for c in PlainUNet(1).parameters()):,} weights from scratch, epoch {best + 1} of {epochs}"
         note += f", {len(rows['train'])} films, {time.process_time() - start:.0f} s of processor time"
         log(f"{NAME}: {note}")
-        np.savez_compressed(target, chances=chances.astype(np.float16), note=np.array(note))
+        with whole(target) as partial:
+            np.savez_compressed(partial, chances=chances.astype(np.float16), note=np.array(note))
     with np.load(target, allow_pickle=False) as kept:
         return kept["chances"].astype(np.float32), str(kept["note"])
 
