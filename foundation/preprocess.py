@@ -13,6 +13,7 @@ Which window, in this order: the caller's; the first the file itself names; for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from foundation.errors import FilmUnsupported, InvalidRequest
 from foundation.image import MedicalImage, Window
+from foundation.strips import resize_in_strips
 
 PREPROCESS_VERSION = 1
 CT_WINDOW = Window(center=40.0, width=400.0, name="CT soft tissue (default)")
@@ -34,6 +36,7 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "random": Image.Resampling.BICUBIC,  # open_clip's own rule: "random" means bicubic outside training
 }
+LARGE_BYTES = 1 << 20  # of a film that is worth a second thread
 MAX_ASPECT_RATIO = 64  # beyond it "shortest" would blow a strip of pixels up to gigabytes
 RESIZE_MODES = ("squash", "shortest", "longest")
 OPEN_CLIP_KEYS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
@@ -107,11 +110,24 @@ def preprocess(
 
 
 def render(
-    image: MedicalImage, contract: InputContract, *, slice_index: int | None = None, window: Window | None = None
+    image: MedicalImage,
+    contract: InputContract,
+    *,
+    slice_index: int | None = None,
+    window: Window | None = None,
+    helper: Executor | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """(S, S, 3) uint8: exactly what the model sees. Without `slice_index` the middle slice; grey is repeated."""
-    shown = Image.fromarray(to_8bit(image, slice_index=slice_index, window=window))
-    return np.asarray(_fit(shown, contract).convert("RGB"))
+    """(S, S, 3) uint8: exactly what the model sees. Without `slice_index` the middle slice; grey is repeated.
+
+    helper: a further thread that takes a part of a large film's resizing.
+    """
+    shown = to_8bit(image, slice_index=slice_index, window=window)
+    place = placement(shown.shape[0], shown.shape[1], contract)
+    if helper is not None and shown.nbytes >= LARGE_BYTES and place.width < shown.shape[1]:
+        resized = resize_in_strips(shown, place.width, place.height, INTERPOLATIONS[contract.interpolation], helper)
+    else:
+        resized = _resize(Image.fromarray(shown), place, contract)
+    return np.asarray(_lay(resized, place, contract).convert("RGB"))
 
 
 def normalise(film: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.float32]:
@@ -238,21 +254,24 @@ def _offset(length: int, size: int) -> int:
 
 def _fit(shown: Image.Image, contract: InputContract) -> Image.Image:
     """Resize as open_clip does, then crop or pad to the square."""
-    width, height = shown.size
-    place = placement(height, width, contract)
-    resized = _resize(shown, place.width, place.height, contract)
+    place = placement(shown.height, shown.width, contract)
+    return _lay(_resize(shown, place, contract), place, contract)
+
+
+def _resize(shown: Image.Image, place: Placement, contract: InputContract) -> Image.Image:
+    if shown.size == (place.width, place.height):
+        return shown
+    return shown.resize((place.width, place.height), INTERPOLATIONS[contract.interpolation])
+
+
+def _lay(resized: Image.Image, place: Placement, contract: InputContract) -> Image.Image:
+    """A resized film in the model's square: cropped or padded."""
     if (place.height, place.width) == (place.size, place.size):
         return resized
     fill = contract.fill_color if contract.resize_mode == "longest" else 0
     canvas = Image.new(resized.mode, (place.size, place.size), (fill,) * len(resized.getbands()))
     canvas.paste(resized, (place.left, place.top))
     return canvas
-
-
-def _resize(shown: Image.Image, width: int, height: int, contract: InputContract) -> Image.Image:
-    if shown.size == (width, height):
-        return shown
-    return shown.resize((width, height), INTERPOLATIONS[contract.interpolation])
 
 
 def _three(value: object, default: tuple[float, float, float]) -> tuple[float, float, float]:

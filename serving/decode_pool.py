@@ -150,7 +150,7 @@ class DecodePool:
         config, process = self.config, decoder.process
         limit = DecodeLimit(process.pid, config.time_limit_s, config.wall_limit_s, lambda: kill(process))
         try:
-            await decoder.channel.send(message)
+            await decoder.channel.send({**message, "is_alone": self._idle.qsize() == len(self._all) - 1})
             reply = await decoder.channel.receive()
             if reply["kind"] == "film":  # read before the decoder is asked again
                 reply["film"] = film_from_plain(reply["film"], decoder.arena)

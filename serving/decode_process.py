@@ -10,13 +10,13 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
 from foundation.errors import FilmError, FilmTooLarge, FilmUnreadable, InvalidRequest, VesaliusError
 from foundation.image import MedicalImage, Window
-from foundation.preprocess import InputContract, pick_slice, render
+from foundation.preprocess import LARGE_BYTES, InputContract, pick_slice, render
 from foundation.readers import read_film
 from serving.arena import Arena
 from serving.mask_files import write_mask_file
@@ -31,27 +31,27 @@ from serving.transport import (
     raw_film_from_plain,
 )
 
-LARGE_BYTES = 1 << 20
-
 
 def main() -> None:
     channel, arena = parent_channel(), parent_arena()
     confine(int(os.environ.get("VESALIUS_DECODE_BYTES", 0)))
     channel.send({"kind": "hello"})
     silence()
+    helper = ThreadPoolExecutor(1)
     for message in channel:
         try:
-            channel.send(answer(message, arena))
+            channel.send(answer(message, arena, helper))
         except PeerLostError:
             return
 
 
-def answer(message: Mapping[str, Any], arena: Arena | None = None) -> dict[str, Any]:
+def answer(message: Mapping[str, Any], arena: Arena | None = None, helper: Executor | None = None) -> dict[str, Any]:
     """A film, masks written over one, or the error that says why not; whatever the bytes, never a library's own text."""
     try:
         if message["kind"] == "mask_file":
             return {"kind": "file", "content": write_mask_file(mask_file_from_plain(message["wanted"]))}
-        film = decode(raw_film_from_plain(message["raw"]), contract_from_plain(message["contract"]))
+        raw, contract = raw_film_from_plain(message["raw"]), contract_from_plain(message["contract"])
+        film = decode(raw, contract, helper, is_alone=message["is_alone"])
         plain = film_to_plain(film, arena)
         for place in places_of({"film": plain, "others": ()}):
             arena.free(place)  # type: ignore[union-attr]  # the parent has read it before it asks again
@@ -64,13 +64,18 @@ def answer(message: Mapping[str, Any], arena: Arena | None = None) -> dict[str, 
         return refusal(FilmUnreadable("The film cannot be decoded: it is damaged or incomplete. Export it again."))
 
 
-def decode(raw: RawFilm, contract: InputContract) -> Film:
-    """What the pool answers with; also the plain, in-process truth that tests compare it to."""
+def decode(raw: RawFilm, contract: InputContract, helper: Executor | None = None, *, is_alone: bool = True) -> Film:
+    """What the pool answers with; also the plain, in-process truth that tests compare it to.
+
+    helper: a thread that digests a large film beside its rendering, and then takes a part of that where the film is alone
+    (a rendering in parts costs more processor than one in one go).
+    """
     start = time.perf_counter()
     image = read_film(raw.data)
     window = Window(*raw.window) if raw.window is not None else None
-    with _digest(image) as digest:
-        pixels = render(image, contract, slice_index=raw.slice_index, window=window)
+    with _digest(image, helper) as digest:
+        beside = helper if is_alone else None
+        pixels = render(image, contract, slice_index=raw.slice_index, window=window, helper=beside)
     return Film(
         pixels=pixels,
         digest=digest(),
@@ -88,13 +93,16 @@ def decode(raw: RawFilm, contract: InputContract) -> Film:
 
 
 @contextmanager
-def _digest(image: MedicalImage) -> Iterator[Callable[[], str]]:
-    """The digest of a large film is taken on another core while the block runs; neither holds the interpreter's lock."""
-    if image.pixels.nbytes < LARGE_BYTES:
+def _digest(image: MedicalImage, helper: Executor | None) -> Iterator[Callable[[], str]]:
+    """The digest of a large film is taken by the helper while the block runs; neither holds the interpreter's lock."""
+    if helper is None or image.pixels.nbytes < LARGE_BYTES:
         yield lambda: image.digest
         return
-    with ThreadPoolExecutor(1) as beside:
-        yield beside.submit(lambda: image.digest).result
+    begun = helper.submit(lambda: image.digest)
+    try:
+        yield begun.result
+    finally:
+        wait([begun])
 
 
 def refusal(error: VesaliusError) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from live_api import png_film
 
 from foundation.errors import DeadlineExceeded, FilmUnreadable, FilmUnsupported, InvalidRequest
-from foundation.preprocess import InputContract, render
+from foundation.preprocess import LARGE_BYTES, InputContract, render
 from foundation.readers import read_film
 from serving.decode_pool import DecodeConfig, DecodePool
-from serving.decode_process import LARGE_BYTES, decode
+from serving.decode_process import decode
 from serving.messages import RawFilm
+from serving.transport import AsyncChannel
 
 CONTRACT = InputContract(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -43,13 +47,42 @@ def test_pool_films_equal_in_process_films_and_refusals_keep_their_kind() -> Non
     asyncio.run(body())
 
 
-@pytest.mark.parametrize("side", [64, 1200])  # the digest of the second is taken beside the rendering
+@pytest.mark.parametrize("side", [64, 1200])  # a helper takes the digest and a part of the rendering of the second
 def test_a_film_is_digested_and_rendered_alike_at_any_size(side: int) -> None:
     data, contract = png_film(size=side), InputContract(64, (0.5,) * 3, (0.25,) * 3)
-    film, image = decode(RawFilm(data), contract), read_film(data)
+    image = read_film(data)
     assert (image.pixels.nbytes >= LARGE_BYTES) == (side == 1200)
-    assert film.digest == image.digest
-    assert np.array_equal(film.pixels, render(image, contract))
+    with ThreadPoolExecutor(1) as helper:
+        beside = (decode(RawFilm(data), contract, helper, is_alone=is_alone) for is_alone in (True, False))
+        for film in (decode(RawFilm(data), contract), *beside):
+            assert film.digest == image.digest
+            assert np.array_equal(film.pixels, render(image, contract))
+        with pytest.raises(InvalidRequest):
+            decode(RawFilm(data, slice_index=3), contract, helper)
+
+
+def test_a_decoder_is_told_whether_its_film_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    send = AsyncChannel.send
+
+    async def noted(channel: AsyncChannel, message: Mapping[str, Any]) -> None:
+        told.append(message["is_alone"])
+        await send(channel, message)
+
+    async def body() -> None:
+        pool = DecodePool(DecodeConfig(processes=2))
+        await pool.start()
+        monkeypatch.setattr(AsyncChannel, "send", noted)
+        try:
+            await pool.decode(RawFilm(png_film(1)), CONTRACT)
+            await asyncio.gather(*(pool.decode(RawFilm(png_film(seed)), CONTRACT) for seed in range(2)))
+            await pool.decode(RawFilm(png_film(1)), CONTRACT)
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+    assert (told[0], told[-1]) == (True, True)
+    assert not all(told)
 
 
 @pytest.mark.parametrize(
