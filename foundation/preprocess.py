@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -122,12 +123,7 @@ def render(
     helper: a further thread that takes a part of a large film's resizing.
     """
     shown = to_8bit(image, slice_index=slice_index, window=window)
-    place = placement(shown.shape[0], shown.shape[1], contract)
-    if helper is not None and shown.nbytes >= LARGE_BYTES and place.width < shown.shape[1]:
-        resized = resize_in_strips(shown, place.width, place.height, INTERPOLATIONS[contract.interpolation], helper)
-    else:
-        resized = _resize(Image.fromarray(shown), place, contract)
-    return np.asarray(_lay(resized, place, contract).convert("RGB"))
+    return np.asarray(_fit(shown, contract, helper).convert("RGB"))
 
 
 def normalise(film: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.float32]:
@@ -220,13 +216,13 @@ def placement(height: int, width: int, contract: InputContract) -> Placement:
 
 def fit_mask(mask: npt.NDArray[np.bool_], contract: InputContract) -> npt.NDArray[np.uint8]:
     """A mask in a film's geometry (H, W) -> (S, S) uint8: the share of each model pixel it covers, 255 being all of it."""
-    shown = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    shown = np.where(mask, np.uint8(255), np.uint8(0))
     return np.asarray(_fit(shown, replace(contract, interpolation="bilinear", fill_color=0)))
 
 
 def fit_map(values: npt.NDArray[np.float32], contract: InputContract) -> npt.NDArray[np.float32]:
     """A map in a film's geometry (H, W) -> (S, S) over the model's square; 0 where the film does not reach."""
-    shown = Image.fromarray(np.asarray(values, np.float32))
+    shown = np.asarray(values, np.float32)
     return np.asarray(_fit(shown, replace(contract, interpolation="bilinear", fill_color=0)), np.float32)
 
 
@@ -252,16 +248,17 @@ def _offset(length: int, size: int) -> int:
     return (size - length) // 2 if length < size else -round((length - size) / 2)
 
 
-def _fit(shown: Image.Image, contract: InputContract) -> Image.Image:
-    """Resize as open_clip does, then crop or pad to the square."""
-    place = placement(shown.height, shown.width, contract)
-    return _lay(_resize(shown, place, contract), place, contract)
-
-
-def _resize(shown: Image.Image, place: Placement, contract: InputContract) -> Image.Image:
-    if shown.size == (place.width, place.height):
-        return shown
-    return shown.resize((place.width, place.height), INTERPOLATIONS[contract.interpolation])
+def _fit(shown: npt.NDArray[Any], contract: InputContract, helper: Executor | None = None) -> Image.Image:
+    """(H, W) or (H, W, 3), uint8 or float32: resized as open_clip does, then cropped or padded to the square."""
+    place = placement(shown.shape[0], shown.shape[1], contract)
+    method = INTERPOLATIONS[contract.interpolation]
+    if helper is not None and shown.nbytes >= LARGE_BYTES and place.width < shown.shape[1]:
+        resized = resize_in_strips(shown, place.width, place.height, method, helper)
+    else:
+        resized = Image.fromarray(shown)
+        if resized.size != (place.width, place.height):
+            resized = resized.resize((place.width, place.height), method)
+    return _lay(resized, place, contract)
 
 
 def _lay(resized: Image.Image, place: Placement, contract: InputContract) -> Image.Image:

@@ -38,6 +38,7 @@ from training.pretraining.recipe import OBJECTIVES, PretrainRecipe, StageRecipe,
 from training.pretraining.stage_log import note_stage, read_stages
 from training.pretraining.start import start_tensors
 from training.pretraining.validation import validate
+from training.whole_file import whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -137,7 +138,8 @@ class Pretraining:
         kept = self.out / f"opinions-{index}.npy"
         if not is_begun:
             patients = [row.patient_id for row in self.rows["train"]]
-            np.save(kept, findings_opinions(table, patients, learner.visual, self.feed))
+            with whole(kept) as partial:
+                np.save(partial, findings_opinions(table, patients, learner.visual, self.feed))
         elif not kept.is_file():
             raise InvalidRequest(f"The stage goes on from {kept.name}, which is not in {self.out}: put it back.", param="out")
         return np.asarray(np.load(kept), np.float32)
