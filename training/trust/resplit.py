@@ -24,6 +24,8 @@ from training.measuring.metrics import LEVEL, Estimate, Floats, PatientBootstrap
 from training.trust.conformal import covered, fit_conformal, in_set, set_words, share_of
 from training.trust.trust_metrics import Judged
 
+NEAR = 0.02
+
 
 class Counts(NamedTuple):
     """One coverage, counted three ways (see above)."""
@@ -39,7 +41,8 @@ class Coverage:
 
     patients: of val and of test, that have such films. resplit: the mean over new splits, and between what 95 % of them lie.
     one: on test, by the thresholds fitted on val, with the bootstrap over patients of test.
-    as_far: the share of new splits that lie as far from their mean as `one` does.
+    as_far: the share of new splits that lie as far from their mean as `one` does. near: the share of new splits that lie
+    within two points (NEAR) of what is stated.
     """
 
     label: str
@@ -48,6 +51,7 @@ class Coverage:
     resplit: Counts
     one: Counts
     as_far: float
+    near: float
 
 
 def coverages(val: Judged, test: Judged, conformal: Conformal, splits: int, seed: int, resamples: int) -> tuple[Coverage, ...]:
@@ -63,7 +67,8 @@ def coverages(val: Judged, test: Judged, conformal: Conformal, splits: int, seed
         resplit, one = Counts(*map(_spread, shares.T)), Counts(*map(draws.estimate, counted))
         as_far = np.abs(shares[:, 0] - resplit.own.value) >= abs(one.own.value - resplit.own.value) - 1e-9
         patients = (_patients(val, k, held), _patients(test, k, held))
-        made.append(Coverage(val.labels[k], held, patients, resplit, one, float(as_far.mean())))
+        near = _near(shares[:, 0], conformal.coverage)
+        made.append(Coverage(val.labels[k], held, patients, resplit, one, float(as_far.mean()), near))
     return tuple(made)
 
 
@@ -93,6 +98,12 @@ def _refitted(pool: Judged, fitted: int, like: Conformal, splits: int, seed: int
         many = bool(like.absent)
         given = (val.probabilities, val.truth, val.patients, "val")
         yield test, fit_conformal(*given, is_multi_label=many, coverage=like.coverage)
+
+
+def _near(shares: Floats, stated: float | None) -> float:
+    assert stated is not None
+    known = shares[~np.isnan(shares)]
+    return float((np.abs(known - stated) <= NEAR + 1e-9).mean()) if len(known) else float("nan")
 
 
 def _spread(shares: Floats) -> Estimate:

@@ -11,7 +11,7 @@ import pytest
 
 from adapters.card import AdapterCard, BaseRecord, Conformal
 from foundation.errors import InvalidRequest
-from training.evaluating.coverage import AS_FAR, ONE, OWN, RESPLIT, SERVED, folder_of, section
+from training.evaluating.coverage import AS_FAR, AS_NEAR, ONE, OWN, RESPLIT, SERVED, folder_of, section
 from training.measuring.report import Report, write_report
 from training.trust.fit_conformal import with_thresholds
 from training.trust.trust_metrics import Judged
@@ -42,11 +42,14 @@ def test_every_label_and_truth_has_its_line_and_figures(tmp_path: Path) -> None:
             assert held[label, group, RESPLIT, OWN]["value"] == pytest.approx(0.8, abs=0.03)
             assert held[label, group, ONE, SERVED]["low"] is not None
             assert 0 <= held[label, group, RESPLIT, AS_FAR]["value"] <= 1
+            assert 0 < held[label, group, RESPLIT, AS_NEAR]["value"] < 1
     in_card = {(one.label, one.name): one.value for one in card.metrics}
     assert held["rare", "with it", ONE, SERVED]["value"] == pytest.approx(
         in_card["rare", "coverage where present, by patient"], abs=1e-3
     )
     assert "of 4 (furthest:" in found.note
+    total = sum(one["value"] for (*_, name), one in held.items() if name == AS_NEAR)
+    assert f"{total:.1f} on a new split, on average" in found.note
     assert "stated: 0.8" in found.note.lower()
 
 

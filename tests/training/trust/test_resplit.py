@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import erf
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ def test_the_mean_over_splits_is_what_is_stated_and_one_split_is_not() -> None:
         expected = np.sqrt(0.09 * (1 / fitted + 1 / left))
         assert 2 * expected < one.resplit.own.high - one.resplit.own.low < 5 * expected  # 95 % of a normal one: 3.9
         assert one.as_far > 0.05
+        spread = (one.resplit.own.high - one.resplit.own.low) / 3.9
+        assert one.near == pytest.approx(erf(0.02 / spread / np.sqrt(2)), abs=0.12)  # as of a normal one around what is stated
     both = found["finding", True].patients, found["finding", False].patients
     assert [sum(counts) for counts in zip(*both, strict=True)] == [60, 80]
 
