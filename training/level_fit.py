@@ -4,8 +4,9 @@
 
 `start` is what the head says already (zero-shot), so that words and features are blended in one fit. Its slope is penalised
 as the weight of one more standardised feature: where the tower has learnt these very films, the words tell them too well, and
-a free slope would trust them. The penalty is the one of `penalties` that ranks the validation films best. Convex: no seed,
-no epochs.
+a free slope would trust them. Labels that are to be blind to how films were kept are fitted on features without that, and
+their weights folded back (`erasure.py`). The penalty is the one of `penalties` that ranks the validation films best. Convex:
+no seed, no epochs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-Floats = npt.NDArray[np.float64]
+from training.erasure import Erasure, Floats, fit_erasure
+
 Truth = npt.NDArray[np.float32]
 STEPS = 300
 
@@ -29,6 +31,14 @@ class Seen:
     features: npt.NDArray[np.float32]
     start: Floats
     truth: Truth
+
+
+@dataclass(frozen=True, eq=False)
+class Blind:
+    """columns: labels, of no exclusive group, whose logits may not go with the films' strata (N, G), NaN where unknown."""
+
+    columns: Sequence[int]
+    strata: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +65,7 @@ def fit_levels(
     penalties: Sequence[float],
     exclusive: Sequence[Sequence[int]],
     score: Callable[[Floats, Truth], float],
+    blind: Blind | None = None,
 ) -> LevelFit:
     """weights (N,): how much each training film counts. exclusive: columns of which exactly one holds.
 
@@ -66,17 +77,54 @@ def fit_levels(
     truth, known = np.nan_to_num(train.truth), ~np.isnan(train.truth)
     counts = (weights / weights.mean())[:, None] * known
     counts = counts / np.maximum(counts.sum(axis=0), 1e-9)
-    place = _first_place(x.shape[1], truth, counts)
+    hidden = [] if blind is None else list(blind.columns)
+    seeing = [column for column in range(truth.shape[1]) if column not in hidden]
+    groups = [[seeing.index(column) for column in columns] for columns in exclusive]
+    parts = [_Part(x, train.start, truth, counts, seeing, groups)] if seeing else []
+    if blind is not None and hidden:
+        erasure = fit_erasure(x, train.start[:, hidden], blind.strata)
+        parts.append(_Part(erasure.of(x), erasure.of_start(train.start[:, hidden], x), truth, counts, hidden, [], erasure))
     best: LevelFit | None = None
     for penalty in sorted(penalties, reverse=True):  # the strongest first: each fit starts from the one before
-        place = _minimise(x, train.start, truth, counts, penalty, exclusive, place)
-        weight, bias, slope = (part.astype(np.float32) for part in _unpack(place, x.shape[1], truth.shape[1]))
-        fit = LevelFit(mean, spread, weight, bias, slope, penalty, 0.0)
+        weight, bias, slope = np.zeros((truth.shape[1], x.shape[1])), np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
+        for part in parts:
+            weight[part.columns], bias[part.columns], slope[part.columns] = part.fit(penalty)
+        weights32, bias32, slope32 = weight.astype(np.float32), bias.astype(np.float32), slope.astype(np.float32)
+        fit = LevelFit(mean, spread, weights32, bias32, slope32, penalty, 0.0)
         fit = replace(fit, score=score(fit.logits(val), val.truth))
         if best is None or fit.score > best.score:
             best = fit
     assert best is not None
     return best
+
+
+class _Part:
+    """Labels that are fitted on the same features: `columns` of truth and counts (N, K). exclusive: among these columns.
+
+    erasure: what took the strata out of x and start.
+    """
+
+    def __init__(
+        self,
+        x: npt.NDArray[np.float32],
+        start: Floats,
+        truth: Truth,
+        counts: Floats,
+        columns: list[int],
+        exclusive: Sequence[Sequence[int]],
+        erasure: Erasure | None = None,
+    ) -> None:
+        self.columns = columns
+        self._x, self._start = x, start if start.shape[1] == len(columns) else start[:, columns]
+        self._truth, self._counts = truth[:, columns], counts[:, columns]
+        self._exclusive, self._erasure = exclusive, erasure
+        self._place = _first_place(x.shape[1], self._truth, self._counts)
+
+    def fit(self, penalty: float) -> tuple[Floats, Floats, Floats]:
+        """Weights (k, F) on features as they are, biases and slopes (k,); begins where the last fit ended."""
+        self._place = _minimise(self._x, self._start, self._truth, self._counts, penalty, self._exclusive, self._place)
+        weight, bias, slope = _unpack(self._place, self._x.shape[1], len(self.columns))
+        return (weight if self._erasure is None else self._erasure.folded(weight, slope)), bias, slope
 
 
 def _first_place(features: int, truth: Truth, counts: Floats) -> Floats:

@@ -67,6 +67,8 @@ class DataRecipe(RowsRecipe):
     contrasts: pairs of labels told apart in the report, among the films that carry one of the two.
     studies: the films of rows that share a `study_id` are one item, pooled by attention (`adapters/tasks/study.py`).
     shots: learn from this many films of each label (and of none), for three seeds; 0 learns from all.
+    blind_to: a field of the rows, such as "orig_size", that says how a film was kept. Labels of training films that it alone
+    tells are read from levels without it (`training/erasure.py`); "" reads all from levels as they are.
     """
 
     labels: tuple[str, ...] = ()
@@ -77,6 +79,7 @@ class DataRecipe(RowsRecipe):
     contrasts: tuple[tuple[str, ...], ...] = ()
     studies: bool = False
     shots: int = 0
+    blind_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,10 @@ class FinetuneRecipe(TaskRecipe):
                 "head.sizes and head.mirrored read films as they are, from their levels: set head.pools and views.cached = 1, "
                 "or sizes = [] and mirrored = false.",
                 param="sizes",
+            )
+        if self.data.blind_to and not self.head.pools:
+            raise InvalidRequest(
+                'data.blind_to takes a field out of the levels: set head.pools, or blind_to = "".', param="blind_to"
             )
         if self.views.cached < 0:
             raise InvalidRequest("views.cached must be 0 or more.", param="cached")

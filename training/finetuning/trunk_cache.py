@@ -183,21 +183,25 @@ def look_cache(
     is_quiet: bool = False,
     batch_size: int = 32,
 ) -> npt.NDArray[np.float32]:
-    """The levels of the films in each look, pooled, look by look: (N, F), or the result of an earlier run."""
-    made_of = (fingerprint, _source(films), asdict(contract), [str(look) for look in looks], list(pools), precision)
-    target = folder / f"looks-{_digest('looks', *made_of)}.npy"
+    """The levels of the films in each look, pooled, look by look: (N, F). Each look is kept by itself and found again."""
     device = next(tower.parameters()).device
-    with main_first():
-        if not target.is_file():
-            rows = []
-            for start in _track(range(0, len(films), batch_size), "further looks at the films", is_quiet):
-                pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    seen = [tower(look.of(pixels)).levels for look in looks]
-                rows.append(pool_levels([level for levels in seen for level in levels], pools).cpu().numpy())
-            with whole(target) as partial:
-                np.save(partial, np.concatenate(rows))
-    return np.load(target)  # type: ignore[no-any-return]
+
+    def see(look: Look) -> npt.NDArray[np.float32]:
+        made_of = (fingerprint, _source(films), asdict(contract), str(look), list(pools), precision)
+        target = folder / f"look-{_digest('look', *made_of)}.npy"
+        with main_first():
+            if not target.is_file():
+                rows = []
+                for start in _track(range(0, len(films), batch_size), f"films at look {look}", is_quiet):
+                    pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                        levels = tower(look.of(pixels)).levels
+                    rows.append(pool_levels(levels, pools).cpu().numpy())
+                with whole(target) as partial:
+                    np.save(partial, np.concatenate(rows))
+        return np.load(target)  # type: ignore[no-any-return]
+
+    return np.concatenate([see(look) for look in looks], axis=1)
 
 
 def _source(films: npt.NDArray[np.uint8]) -> str:
