@@ -8,18 +8,13 @@ ridge, as there are more features than films). A reading of x' is one of x too, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from training.measuring.metrics import auroc
-
 Floats = npt.NDArray[np.float64]
 RIDGE = 0.1  # of a standardised feature's variance
-FEWEST = 0.01  # of the films: strata with fewer are unknown
-TELLS = 0.6  # the AUROC of a label by its share in each stratum, from which on the strata tell it
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,29 +36,6 @@ class Erasure:
     def folded(self, weight: Floats, slope: Floats) -> Floats:
         """Weights (K, F) on erased features and slopes (K,) on an erased start -> weights on features as they are."""
         return np.asarray(weight - (weight @ self.carried + slope[:, None] * self.start) @ self.told.T)
-
-
-def strata_of(values: Sequence[str]) -> Floats:
-    """A word for each film, "" where unknown -> (N, G) in 0 and 1: G strata but the most common; NaN rows are unknown."""
-    words, counts = np.unique(np.asarray([value for value in values if value]), return_counts=True)
-    kept = [str(word) for word, count in zip(words, counts, strict=True) if count >= FEWEST * counts.sum()]
-    kept.sort(key=lambda word: -counts[words == word][0])
-    known = np.asarray([value in kept for value in values])[:, None]
-    return np.where(known, np.asarray([[float(value == word) for word in kept[1:]] for value in values]), np.nan)
-
-
-def told_by(strata: Floats, truth: npt.NDArray[np.float32]) -> list[int]:
-    """Columns of truth (N, K), NaN unknown, that the strata alone tell: AUROC of each by its share there at least TELLS."""
-    told = []
-    for column in range(truth.shape[1]):
-        known = ~np.isnan(strata).any(axis=1) & ~np.isnan(truth[:, column])
-        own, place = truth[known, column], np.unique(strata[known], axis=0, return_inverse=True)[1].ravel()
-        if not len(own) or own.min() == own.max():
-            continue
-        shares = np.bincount(place, own) / np.bincount(place)
-        if auroc(shares[place], own > 0.5, np.ones((1, len(own))))[0] >= TELLS:
-            told.append(column)
-    return told
 
 
 def fit_erasure(x: npt.NDArray[np.float32], start: Floats, strata: Floats) -> Erasure:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.erasure import fit_erasure, strata_of, told_by
+from training.erasure import fit_erasure
+from training.finetuning.classification.strata import strata_of, told_by
 from training.level_fit import Blind, LevelFit, Seen, fit_levels
 from training.measuring.metrics import auroc
 

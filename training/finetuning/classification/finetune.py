@@ -19,10 +19,8 @@ from torch import Tensor
 from adapters.card import Calibration, Metric
 from adapters.files import Adapter
 from adapters.lora import LoraWeights, remove_lora
-from foundation.errors import InvalidRequest
 from foundation.preprocess import InputContract
 from training.augment import AugmentStrength, augment
-from training.erasure import strata_of, told_by
 from training.finetuning.classification.few_shot import TRIALS, blend_prototypes, draw_shots
 from training.finetuning.classification.label_table import LabelTable, Truth, choose_table
 from training.finetuning.classification.phantom_rows import (
@@ -32,15 +30,15 @@ from training.finetuning.classification.phantom_rows import (
     phantom_rows,
     phantom_truth,
 )
+from training.finetuning.classification.strata import blind_labels
 from training.finetuning.classification.trainee import AdaptedClassifier, ClassificationTrainee, Films, mean_auroc, rankable
 from training.finetuning.job import FinetuneJob, FinetuneResult
 from training.finetuning.recipe import FinetuneRecipe
 from training.finetuning.report import Scored, write_report
 from training.finetuning.trunk_cache import film_cache, to_unit
-from training.level_fit import Blind, fit_levels
+from training.level_fit import fit_levels
 from training.loop import LoopReport
 from training.manifests.manifest import Manifest, Row
-from training.measuring.sections import group_of
 from training.trust.calibrate import calibrate_labels
 from training.trust.conformal import fit_conformal
 from training.trust.trust_metrics import Judged, trust_metrics
@@ -180,7 +178,7 @@ def _start_levels(model: AdaptedClassifier, trainee: ClassificationTrainee, tabl
 
     train, val = trainee.seen(model, "train"), trainee.seen(model, "val")
     chances = np.tile(trainee.chances, len(train.truth) // len(trainee.chances))
-    blind = _blind(trainee.films["train"].rows, train.truth, table, recipe.data.blind_to)
+    blind = blind_labels(trainee.films["train"].rows, train.truth, table.exclusive, recipe.data.blind_to)
     fit = fit_levels(train, val, chances, recipe.head.penalties, table.exclusive, score, blind)
     head, slope = model.head, torch.from_numpy(fit.slope)
     assert head.levels is not None
@@ -188,19 +186,6 @@ def _start_levels(model: AdaptedClassifier, trainee: ClassificationTrainee, tabl
     with torch.no_grad():
         head.text.weight.mul_(slope[:, None].to(head.text.weight.device))
         head.text.bias.mul_(slope.to(head.text.bias.device))
-
-
-def _blind(rows: Sequence[Row], truth: Truth, table: LabelTable, field: str) -> Blind | None:
-    """The labels of training films, in all their views, that a field of their rows tells."""
-    if not field:
-        return None
-    strata = np.tile(strata_of([group_of(row, field) for row in rows]), (len(truth) // len(rows), 1))
-    if np.isnan(strata).all():
-        raise InvalidRequest(
-            f"No training row has the field {field!r}: set data.blind_to to one that they have.", param="blind_to"
-        )
-    classes = {column for columns in table.exclusive for column in columns}
-    return Blind([column for column in told_by(strata, truth) if column not in classes], strata)
 
 
 def _films(rows: Sequence[Row], table: LabelTable, job: Job, split: str) -> Films:
