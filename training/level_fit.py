@@ -80,7 +80,7 @@ def fit_levels(
     hidden = [] if blind is None else list(blind.columns)
     seeing = [column for column in range(truth.shape[1]) if column not in hidden]
     groups = [[seeing.index(column) for column in columns] for columns in exclusive]
-    parts = [_Part(x, train.start, truth, counts, seeing, groups)] if seeing else []
+    parts = [_Part(x, train.start[:, seeing], truth, counts, seeing, groups)] if seeing else []
     if blind is not None and hidden:
         erasure = fit_erasure(x, train.start[:, hidden], blind.strata)
         parts.append(_Part(erasure.of(x), erasure.of_start(train.start[:, hidden], x), truth, counts, hidden, [], erasure))
@@ -99,7 +99,7 @@ def fit_levels(
 
 
 class _Part:
-    """Labels that are fitted on the same features: `columns` of truth and counts (N, K). exclusive: among these columns.
+    """Labels that are fitted on the same features: `columns` of truth and counts (N, K). start (N, k), exclusive: of these.
 
     erasure: what took the strata out of x and start.
     """
@@ -115,7 +115,7 @@ class _Part:
         erasure: Erasure | None = None,
     ) -> None:
         self.columns = columns
-        self._x, self._start = x, start if start.shape[1] == len(columns) else start[:, columns]
+        self._x, self._start = x, start
         self._truth, self._counts = truth[:, columns], counts[:, columns]
         self._exclusive, self._erasure = exclusive, erasure
         self._place = _first_place(x.shape[1], self._truth, self._counts)
