@@ -46,12 +46,17 @@ def fit_erasure(x: npt.NDArray[np.float32], start: Floats, strata: Floats) -> Er
     count = len(seen)
     carried = np.asarray(seen.T @ kinds.astype(np.float32), np.float64) / count
     if seen.shape[1] <= count:
-        square = np.asarray(seen.T @ seen, np.float64) / count
-        square.flat[:: len(square) + 1] += RIDGE
-        reads = np.linalg.solve(square, carried)
+        reads = np.linalg.solve(_with_ridge(seen.T @ seen, count), carried)
     else:  # the same by the films' products, of which there are fewer
-        square = np.asarray(seen @ seen.T, np.float64) / count
-        square.flat[:: len(square) + 1] += RIDGE
-        reads = np.asarray(seen.T @ np.linalg.solve(square, kinds).astype(np.float32), np.float64) / count
+        reads = (
+            np.asarray(seen.T @ np.linalg.solve(_with_ridge(seen @ seen.T, count), kinds).astype(np.float32), np.float64)
+            / count
+        )
     told = reads @ np.linalg.inv(carried.T @ reads).T
     return Erasure(told, carried, np.asarray((said - said.mean(axis=0)).T @ kinds / count))
+
+
+def _with_ridge(products: npt.NDArray[np.float32], count: int) -> Floats:
+    square = np.asarray(products, np.float64) / count
+    square.flat[:: len(square) + 1] += RIDGE
+    return square

@@ -138,9 +138,10 @@ def test_a_label_that_a_field_tells_is_read_blind_to_it(manifest: Path, tmp_path
         leaning.append(abs(np.corrcoef(told, [row.get("kept") == "sharp" for row in own])[0, 1]))
     assert leaning[0] > 0.6
     assert leaning[1] < 0.1
-    odd = replace(recipe, data=replace(recipe.data, blind_to="weight"))
-    with pytest.raises(InvalidRequest, match=r"No training row has the field 'weight': set data\.blind_to"):
-        finetune("classification", marked, tmp_path / "odd", odd, FakeBackbone("resnet"), is_quiet=True, cpu=True)
+    for field in ("weight", "source"):  # one that no row has, and one that is the same in all
+        odd = replace(recipe, data=replace(recipe.data, blind_to=field))
+        with pytest.raises(InvalidRequest, match=f"The training rows do not differ in '{field}'"):
+            finetune("classification", marked, tmp_path / field, odd, FakeBackbone("resnet"), is_quiet=True, cpu=True)
     with pytest.raises(InvalidRequest, match=r"set head\.pools"):
         replace(recipe, data=replace(recipe.data, blind_to="kept"), head=HeadRecipe(pools=()))
 

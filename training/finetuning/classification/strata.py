@@ -22,9 +22,10 @@ def blind_labels(rows: Sequence[Row], truth: Truth, exclusive: Sequence[Sequence
     if not field:
         return None
     strata = np.tile(strata_of([group_of(row, field) for row in rows]), (len(truth) // len(rows), 1))
-    if np.isnan(strata).all():
+    if not strata.shape[1]:
         raise InvalidRequest(
-            f"No training row has the field {field!r}: set data.blind_to to one that they have.", param="blind_to"
+            f"The training rows do not differ in {field!r}: set data.blind_to to a field in which they do, or leave it out.",
+            param="blind_to",
         )
     classes = {column for columns in exclusive for column in columns}
     return Blind([column for column in told_by(strata, truth) if column not in classes], strata)
