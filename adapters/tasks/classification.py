@@ -27,11 +27,12 @@ from adapters.tasks.heads import bind_head, head_options
 from adapters.tasks.levels import LevelReader, pool_levels
 from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
-from foundation.look import further_looks
+from foundation.look import Look, further_looks
 
 TASK = "classification"
 OPTIONAL: Mapping[str, Any] = {
-    "level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0, "sizes": (), "is_mirrored": False,
+    "level_widths": (), "pools": (), "exclusive": (), "study_hidden": 0, "sizes": (), "size_pools": (),
+    "is_mirrored": False,
 }  # fmt: skip
 NORMAL = "normal"
 
@@ -67,8 +68,9 @@ class ClassificationHead(nn.Module):
     level_widths: the channels of each level that is read besides; empty reads none. study_hidden: the width of the attention
     over the films of a study; 0 weighs them equally. sizes: at which the levels are read once more each, of the same films
     enlarged (`foundation/enlarge.py`) and seen by the base, without the adapter. A tower knows its own training films too well
-    at the size it learnt them at; at another size its features tell what it would make of new ones. is_mirrored: each pooled
-    level is the mean over the film and its mirror image, which the base sees as well.
+    at the size it learnt them at; at another size its features tell what it would make of new ones. size_pools: how the levels
+    are pooled at those sizes; empty is as at the film's own. is_mirrored: each pooled level is the mean over the film and its
+    mirror image, which the base sees as well.
     looks: what the base has to look at besides, in order; `further` in the calls below are its features at each of them.
     """
 
@@ -85,18 +87,21 @@ class ClassificationHead(nn.Module):
         study_hidden: int = 0,
         sizes: Sequence[int] = (),
         is_mirrored: bool = False,
+        size_pools: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if (sizes or is_mirrored) and not level_widths:
             raise AdapterRefused("A head that reads films at further sizes, or mirrored, must read levels.")
         self.sizes, self.is_mirrored = tuple(int(size) for size in sizes), is_mirrored
         self.looks = further_looks(self.sizes, is_mirrored)
+        self.size_pools = tuple(size_pools) or tuple(pools)
         self.text = nn.Linear(embed_dim, labels)
         self.query = nn.Parameter(torch.zeros(labels, width))
         self.value = nn.Parameter(torch.zeros(labels, width))
         nn.init.zeros_(self.text.weight)
         nn.init.zeros_(self.text.bias)
-        self.levels = LevelReader(tuple(level_widths) * (1 + len(self.sizes)), pools, labels) if level_widths else None
+        further = [self.size_pools] * len(self.sizes)
+        self.levels = LevelReader(level_widths, pools, labels, further) if level_widths else None
         self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
     def forward(self, features: HasFeatures, pooled: Tensor | None = None, further: Sequence[HasFeatures] = ()) -> Tensor:
@@ -113,8 +118,14 @@ class ClassificationHead(nn.Module):
         assert self.levels is not None
         if len(further) != len(self.looks):
             raise InvalidRequest(f"This head takes {len(self.looks)} further looks at each film; {len(further)} were given.")
-        every = (features, *further)
-        return self.join(pool_levels([level for one in every for level in one.levels], self.levels.pools))
+        pooled = [pool_levels(features.levels, self.levels.pools)]
+        pooled += [pool_levels(one.levels, self.pools_of(look)) for look, one in zip(self.looks, further, strict=True)]
+        return self.join(torch.cat(pooled, dim=1))
+
+    def pools_of(self, look: Look) -> tuple[str, ...]:
+        """How the levels are pooled in this look."""
+        assert self.levels is not None
+        return self.size_pools if look.size else self.levels.pools
 
     def join(self, pooled: Tensor) -> Tensor:
         """Pooled levels of the film and of each look, side by side, (B, G) -> as `levels` reads them, (B, F)."""
@@ -143,10 +154,11 @@ class ClassificationHead(nn.Module):
         """What a card keeps of the head; `open` builds it from that again."""
         sizes: dict[str, Any] = {"embed_dim": self.text.in_features, "width": self.query.shape[1]}
         if self.levels is not None:
-            widths = self.levels.widths[: len(self.levels.widths) // (1 + len(self.sizes))]
-            sizes |= {"level_widths": list(widths), "pools": list(self.levels.pools)}
+            sizes |= {"level_widths": list(self.levels.widths), "pools": list(self.levels.pools)}
         if self.sizes:
             sizes["sizes"] = list(self.sizes)
+            if self.levels is not None and self.size_pools != self.levels.pools:
+                sizes["size_pools"] = list(self.size_pools)
         if self.is_mirrored:
             sizes["is_mirrored"] = True
         if self.study is not None:
@@ -240,7 +252,8 @@ class Classifier:
         sizes = (int(options["embed_dim"]), int(options["width"]))
         hidden, further = int(options.get("study_hidden", 0)), tuple(options.get("sizes", ()))
         is_mirrored = bool(options.get("is_mirrored", False))
-        head = ClassificationHead(len(card.labels), *sizes, widths, pools, hidden, further, is_mirrored)
+        size_pools = tuple(options.get("size_pools", ()))
+        head = ClassificationHead(len(card.labels), *sizes, widths, pools, hidden, further, is_mirrored, size_pools)
         return cls(card, bind_head(head, tensors))
 
     @torch.no_grad()

@@ -31,18 +31,22 @@ def _pool(level: Tensor, name: str) -> Tensor:
 
 
 class LevelReader(nn.Module):
-    """Linear over pooled levels (B, F), each brought to zero mean and unit variance by statistics it keeps."""
+    """Linear over pooled levels (B, F), each brought to zero mean and unit variance by statistics it keeps.
+
+    further: the pools of each further size at which the levels are read too; F is the sum over all sizes.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, widths: Sequence[int], pools: Sequence[str], labels: int) -> None:
+    def __init__(self, widths: Sequence[int], pools: Sequence[str], labels: int, further: Sequence[Sequence[str]] = ()) -> None:
         super().__init__()
-        odd = [name for name in pools if name not in POOLS]
-        if odd or not pools or not widths:
+        every = (tuple(pools), *map(tuple, further))
+        odd = [name for names in every for name in names if name not in POOLS]
+        if odd or not all(every) or not widths:
             raise AdapterRefused(f"Levels are pooled by {', '.join(POOLS)}, not by {', '.join(odd) or 'nothing'}.")
         self.widths, self.pools = tuple(widths), tuple(pools)
-        size = sum(self.widths) * len(self.pools)
+        size = sum(self.widths) * sum(map(len, every))
         self.linear = nn.Linear(size, labels)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))

@@ -52,6 +52,26 @@ def test_the_card_builds_the_same_head(head: ClassificationHead) -> None:
     assert opened.of_study(*features).logits.shape == (2,)
 
 
+def test_other_sizes_may_be_pooled_in_a_way_of_their_own() -> None:
+    torch.manual_seed(0)
+    head = ClassificationHead(2, 16, 32, WIDTHS, ("mean", "max"), sizes=(48,), is_mirrored=True, size_pools=("std",))
+    assert head.levels is not None
+    torch.nn.init.normal_(head.levels.linear.weight)
+    own, larger, own_mirrored, larger_mirrored = (seen(seed) for seed in range(4))
+    upright, mirrored = (
+        torch.cat([pool_levels(first.levels, ("mean", "max")), pool_levels(second.levels, ("std",))], dim=1)
+        for first, second in ((own, larger), (own_mirrored, larger_mirrored))
+    )
+    read = head(own, further=(larger, own_mirrored, larger_mirrored))
+    torch.testing.assert_close(read, head(own, (upright + mirrored) / 2))
+    opened = Classifier.open(replace(CARD, head=head.options), head.state_dict())
+    assert opened.head.options == head.options
+    assert opened.head.levels is not None
+    assert (opened.head.levels.pools, opened.head.size_pools) == (("mean", "max"), ("std",))
+    with pytest.raises(AdapterRefused, match="not by median"):
+        ClassificationHead(2, 16, 32, WIDTHS, sizes=(48,), pools=("mean",), size_pools=("median",))
+
+
 def test_a_size_that_is_not_given_is_missed(head: ClassificationHead) -> None:
     with pytest.raises(InvalidRequest, match="2 further looks at each film; 1 were given"):
         head(seen(0), further=(seen(1),))

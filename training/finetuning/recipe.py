@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.tasks.classification import NORMAL
+from adapters.tasks.levels import POOLS
 from foundation.errors import InvalidRequest
 from training.augment import AugmentStrength
 
@@ -99,6 +100,7 @@ class HeadRecipe:
     pools: how the tower's levels are pooled for the linear reading of them (mean, max, std); empty reads none.
     penalties: what its L2 penalty is chosen from on validation, before fine-tuning begins (`training/level_fit.py`).
     sizes: at which the base looks at each film besides, enlarged, its levels being read too; [] looks once.
+    size_pools: how the levels are pooled at those sizes; [] is as `pools`.
     mirrored: whether the base looks at each film's mirror image as well, the levels of both being averaged.
     """
 
@@ -107,6 +109,7 @@ class HeadRecipe:
     pools: tuple[str, ...] = ("mean",)
     penalties: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)
     sizes: tuple[int, ...] = ()
+    size_pools: tuple[str, ...] = ()
     mirrored: bool = False
 
 
@@ -231,6 +234,13 @@ class FinetuneRecipe(TaskRecipe):
                 "head.sizes and head.mirrored read films as they are, from their levels: set head.pools and views.cached = 1, "
                 "or sizes = [] and mirrored = false.",
                 param="sizes",
+            )
+        if odd := [name for name in (*self.head.pools, *self.head.size_pools) if name not in POOLS]:
+            raise InvalidRequest(f"Levels are pooled by {', '.join(POOLS)}, not by {odd[0]}.", param="pools")
+        if self.head.size_pools and not self.head.sizes:
+            raise InvalidRequest(
+                "head.size_pools says how levels are pooled at head.sizes, and there are none: name sizes or leave it out.",
+                param="size_pools",
             )
         if self.data.blind_to and not self.head.pools:
             raise InvalidRequest(

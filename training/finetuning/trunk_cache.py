@@ -179,15 +179,20 @@ def look_cache(
     *,
     looks: Sequence[Look],
     pools: Sequence[str],
+    size_pools: Sequence[str] = (),
     precision: str = "fp32",
     is_quiet: bool = False,
     batch_size: int = 32,
 ) -> npt.NDArray[np.float32]:
-    """The levels of the films in each look, pooled, look by look: (N, F). Each look is kept by itself and found again."""
+    """The levels of the films in each look, pooled, look by look: (N, F). Each look is kept by itself and found again.
+
+    pools: of looks at the tower's own size; size_pools: of those at others, where they differ.
+    """
     device = next(tower.parameters()).device
 
     def see(look: Look) -> npt.NDArray[np.float32]:
-        made_of = (fingerprint, _source(films), asdict(contract), str(look), list(pools), precision)
+        names = (look.size and size_pools) or pools
+        made_of = (fingerprint, _source(films), asdict(contract), str(look), list(names), precision)
         target = folder / f"look-{_digest('look', *made_of)}.npy"
         with main_first():
             if not target.is_file():
@@ -196,7 +201,7 @@ def look_cache(
                     pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                         levels = tower(look.of(pixels)).levels
-                    rows.append(pool_levels(levels, pools).cpu().numpy())
+                    rows.append(pool_levels(levels, names).cpu().numpy())
                 with whole(target) as partial:
                     np.save(partial, np.concatenate(rows))
         return np.load(target)  # type: ignore[no-any-return]

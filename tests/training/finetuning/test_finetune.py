@@ -90,7 +90,7 @@ def test_it_learns_at_further_sizes_and_mirrored_and_is_scored_as_it_answers(man
     recipe = replace(
         SMALL,
         lora=LoraRecipe(rank=2, alpha=4.0, first_block=3),
-        head=HeadRecipe(sizes=(96, 32), mirrored=True),
+        head=HeadRecipe(pools=("mean", "max"), sizes=(96, 32), size_pools=("mean",), mirrored=True),
         views=ViewRecipe(cached=1),
         training=TrainingRecipe(epochs=2, batch_size=16, lora_rate=1e-3, head_rate=1e-3),
     )
@@ -110,6 +110,10 @@ def test_it_learns_at_further_sizes_and_mirrored_and_is_scored_as_it_answers(man
             finetune("classification", manifest, tmp_path / kind, wrong, FakeBackbone(kind), is_quiet=True, cpu=True)
     with pytest.raises(InvalidRequest, match=r"head\.sizes"):
         replace(recipe, views=ViewRecipe(cached=2))
+    with pytest.raises(InvalidRequest, match="name sizes or leave it out"):
+        replace(recipe, head=HeadRecipe(size_pools=("max",)))
+    with pytest.raises(InvalidRequest, match="pooled by mean, max, std, not by median"):
+        replace(recipe, head=HeadRecipe(pools=("median",)))
 
 
 def test_a_label_that_a_field_tells_is_read_blind_to_it(manifest: Path, tmp_path: Path) -> None:

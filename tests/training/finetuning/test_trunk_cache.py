@@ -58,3 +58,19 @@ def test_a_look_is_made_once_whatever_is_asked_for_beside_it(tmp_path: Path) -> 
     with torch.inference_mode():
         expected = pool_levels(tower(mirrored.of(to_pixels(films, CONTRACT))).levels, ("mean", "max"))
     np.testing.assert_allclose(second[:, width : 2 * width], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_other_sizes_are_pooled_in_a_way_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower, films = Tower(), np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), np.uint8)
+    looks = (Look(64), Look(is_mirrored=True))
+    made = look_cache(
+        tower, "one", films, CONTRACT, tmp_path, looks=looks, pools=("mean", "max"), size_pools=("std",), is_quiet=True
+    )
+    pixels = to_pixels(films, CONTRACT)
+    with torch.inference_mode():
+        shown = [
+            pool_levels(tower(look.of(pixels)).levels, names)
+            for look, names in zip(looks, (("std",), ("mean", "max")), strict=True)
+        ]
+    np.testing.assert_allclose(made, torch.cat(shown, dim=1).numpy(), rtol=1e-5, atol=1e-6)

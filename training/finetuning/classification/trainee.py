@@ -80,7 +80,7 @@ class AdaptedClassifier(AdaptedTower):
         widths = level_widths(backbone) if pools else ()
         hidden = STUDY_HIDDEN if recipe.data.studies else 0
         shape = (len(table.labels), backbone.embed_dim, backbone.width, widths, pools, hidden)
-        head = ClassificationHead(*shape, recipe.head.sizes, recipe.head.mirrored)
+        head = ClassificationHead(*shape, recipe.head.sizes, recipe.head.mirrored, recipe.head.size_pools)
         head.start_from_text(backbone, prompts_of(table, recipe.head))
         super().__init__(backbone, recipe.lora, head)
 
@@ -168,6 +168,7 @@ class ClassificationTrainee:
                     cache,
                     looks=looks,
                     pools=recipe.head.pools,
+                    size_pools=recipe.head.size_pools,
                     precision=recipe.training.precision,
                     is_quiet=is_quiet,
                 )
