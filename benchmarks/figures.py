@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON: told, and kept where a report is asked for."""
+"""What a benchmark found, as JSON: told, and kept where a report is asked for; and in which number format it ran."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from foundation.device import multiplies_bf16
+
+PRECISION = "bfloat16" if multiplies_bf16("cpu") else "float32"  # unless another is asked for
 
 
 def tell(found: Mapping[str, Any], report: Path | None) -> None:

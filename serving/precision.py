@@ -1,11 +1,13 @@
 """Which number format the image tower and the decoder compute in: as asked, or whichever a short measurement finds faster.
 
-bfloat16 moves scores in the third digit and is faster on most, not all, machines and shapes. Each is measured by itself.
+bfloat16 moves scores in the third digit and is faster on most, not all, machines and shapes. Each is measured by itself, but
+on a device without bfloat16 products, where the measurement alone could take minutes.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from foundation.device import multiplies_bf16
 from serving.packed import pack_linears
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from foundation.decoder import Decoder
     from serving.config import Precision
 
+log = logging.getLogger("serving.precision")
 _FILMS = 4
 _ROUNDS = 3
 _PROMPT_TOKENS = 128
@@ -28,8 +32,8 @@ WORTH = 0.9  # bfloat16 must take at most this share of float32's time
 
 def settle(backbone: Backbone, wanted: Precision) -> str:
     """Put the image tower into its format and return that format's name."""
-    if wanted == "float32":
-        return wanted
+    if _is_settled(wanted, next(backbone.image_tower.parameters()).device):
+        return "float32"
     original = copy.deepcopy(backbone.image_tower)
     slow_s = _forward_s(backbone) if wanted == "auto" else float("inf")
     backbone.image_tower.to(torch.bfloat16)
@@ -42,8 +46,8 @@ def settle(backbone: Backbone, wanted: Precision) -> str:
 
 def settle_decoder(decoder: Decoder, wanted: Precision) -> str:
     """Put the decoder into its format and return that format's name."""
-    if wanted == "float32":
-        return wanted
+    if _is_settled(wanted, decoder.device):
+        return "float32"
     original = [parameter.data for parameter in decoder.parameters()]
     slow_s = _prompt_s(decoder) if wanted == "auto" else float("inf")
     decoder.compute_in(torch.bfloat16)
@@ -52,6 +56,13 @@ def settle_decoder(decoder: Decoder, wanted: Precision) -> str:
             parameter.data = data
         return "float32"
     return "bfloat16"
+
+
+def _is_settled(wanted: Precision, device: torch.device) -> bool:
+    """Whether it is float32 without a measurement. bfloat16 where somebody insists on it is only warned about."""
+    if wanted == "bfloat16" and not multiplies_bf16(device):
+        log.warning("this %s has no bfloat16 products: bfloat16 is far slower on it than float32", device.type)
+    return wanted == "float32" or (wanted == "auto" and not multiplies_bf16(device))
 
 
 @torch.inference_mode()

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from training import resume as state
 from training.loop_config import LoopConfig
@@ -276,8 +277,7 @@ class Loop:
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.accelerator.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast_bf16(self.accelerator.device, wanted=self.config.precision == "bf16")
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[tuple[Progress, Any]]:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import keep
+from benchmarks.figures import PRECISION, keep
 from benchmarks.load.clients import Tally, closed_loop, in_turn, open_loop
 from benchmarks.load.films import FORMS, Ask, Form, asks, broken, films
 from benchmarks.load.ideal import ideal
@@ -53,7 +53,7 @@ class Plan:
     rounds: int = 5
     seconds: float = 6.0
     cores: int = 2
-    precision: str = "bfloat16"
+    precision: str = PRECISION
     cases: tuple[tuple[Form, int], ...] = tuple((form, size) for size in SIZES for form in FORMS)
     options: tuple[str, ...] = ()
     manifest: Path = MANIFEST

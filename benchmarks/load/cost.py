@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.figures import PRECISION
 from benchmarks.load.__main__ import FILMS, MANIFEST, VIT_12M, say
 from benchmarks.load.clients import Connection
 from benchmarks.load.films import FORMS, Ask, asks, films
@@ -76,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (home / "films" / f"{number:03d}.jpg").write_bytes(file)
         checkpoint = make_tiny_checkpoint(home / "vit-12m", vision=VIT_12M)
         rows: list[dict[str, float]] = []
-        options = ("--precision", "bfloat16", *chosen.options)
-        with serve(checkpoint, home, options) as served, offline(checkpoint, "bfloat16") as bare:
+        options = ("--precision", PRECISION, *chosen.options)
+        with serve(checkpoint, home, options) as served, offline(checkpoint, PRECISION) as bare:
             good = asks(files, chosen.form, served.url.partition("//")[2])
             wanted = [good[number % len(good)] for number in range(chosen.requests)]
             asyncio.run(ask_all(served.url, wanted[:32], chosen.clients))

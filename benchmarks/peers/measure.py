@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import PRECISION
 from benchmarks.load.films import Ask
 from benchmarks.load.server import Served
 from benchmarks.peers.bare import BareModel
@@ -20,7 +21,7 @@ class Plan:
     clients: tuple[int, ...] = (16, 32)
     rounds: int = 3
     seconds: float = 6.0
-    precision: str = "bfloat16"
+    precision: str = PRECISION
     cores: int = 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foundation.device import choose_device
+from foundation.device import autocast_bf16, choose_device, multiplies_bf16
 from foundation.errors import InvalidRequest
 
 
@@ -18,3 +18,25 @@ def test_auto_is_the_best_there_is() -> None:
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has_products"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx2": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_products_are_in_bfloat16_only_where_the_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], has_products: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bf16("cpu") is has_products
+    weight = torch.ones(2, 2)
+    with autocast_bf16("cpu"):
+        assert (weight @ weight).dtype == (torch.bfloat16 if has_products else torch.float32)
+    with autocast_bf16(torch.device("cpu"), wanted=False):
+        assert (weight @ weight).dtype == torch.float32

@@ -41,6 +41,7 @@ def test_auto_keeps_the_faster(
 ) -> None:
     before = [parameter.detach().clone() for parameter in decoder.parameters()]
     measured = iter(seconds)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
     monkeypatch.setattr(precision, "_prompt_s", lambda decoder: next(measured))
     assert settle_decoder(decoder, "auto") == kept
     assert dtypes(decoder) == {torch.float32 if kept == "float32" else torch.bfloat16}
@@ -50,3 +51,20 @@ def test_auto_keeps_the_faster(
 
 def test_auto_measures_the_decoder_itself(decoder: Decoder) -> None:
     assert settle_decoder(decoder, "auto") in ("float32", "bfloat16")
+
+
+def test_auto_is_not_measured_without_bfloat16_products(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that lacks them would take minutes over the measurement of a large tower."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_prompt_s", lambda decoder: pytest.fail("measured"))
+    assert settle_decoder(decoder, "auto") == "float32"
+    assert dtypes(decoder) == {torch.float32}
+
+
+@pytest.mark.parametrize(("has_products", "warnings"), [(True, 0), (False, 1)])
+def test_whoever_insists_on_slow_bfloat16_is_warned(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_products: bool, warnings: int
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: has_products)
+    assert settle_decoder(decoder, "bfloat16") == "bfloat16"
+    assert sum("bfloat16" in record.message for record in caplog.records) == warnings

@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from adapters.tasks.levels import pool_levels
+from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from foundation.look import Look
 from foundation.preprocess import InputContract, render
@@ -128,7 +129,7 @@ class TrunkCache:
         device = next(tower.parameters()).device
 
         def run(pixels: Tensor) -> TrunkState:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with autocast_bf16(device, wanted=precision == "bf16"):
                 return tower.run(tower.embed(pixels.to(device)), 0, first_block)
 
         probe = run(to_pixels(films[:1], contract))
@@ -199,7 +200,7 @@ def look_cache(
                 rows = []
                 for start in _track(range(0, len(films), batch_size), f"films at look {look}", is_quiet):
                     pixels = to_pixels(np.asarray(films[start : start + batch_size]), contract).to(device)
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    with autocast_bf16(device, wanted=precision == "bf16"):
                         levels = tower(look.of(pixels)).levels
                     rows.append(pool_levels(levels, names).cpu().numpy())
                 with whole(target) as partial:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from training.manifests.manifest import Row, rows_digest
 from training.measuring.metrics import auroc
@@ -206,7 +207,7 @@ def _train_cnn(
             break
         model.train()
         for batch in _batches(len(wanted), seed + epoch):
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast_bf16("cpu"):
                 logits = model(_as_input(_shifted(films["train"][batch])))
             loss = functional.binary_cross_entropy_with_logits(logits.float(), wanted[batch])
             optimizer.zero_grad()
@@ -254,7 +255,7 @@ def _predict(model: Any, films: Any) -> Scores:
     import torch
 
     model.eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast_bf16("cpu"):
         parts = [model(_as_input(chunk)).float().sigmoid() for chunk in films.split(128)]
     return np.asarray(torch.cat(parts).double().numpy())
 

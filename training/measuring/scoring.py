@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation.device import autocast_bf16
 from foundation.preprocess import InputContract, normalise, render
 from foundation.prompts import PromptPair, is_known, is_normal, prompt_pair
 from training.manifests.manifest import Row
@@ -52,7 +53,7 @@ class Running:
     use_bfloat16: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.use_bfloat16)
+        return autocast_bf16(self.device, wanted=self.use_bfloat16)
 
 
 @dataclass(frozen=True, eq=False)

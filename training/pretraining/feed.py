@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foundation.device import autocast_bf16
 from training.pretraining.learner import Learner
 
 
@@ -31,7 +32,7 @@ class Feed:
             return learner.feature_map(self.normalised(films))
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16)
+        return autocast_bf16(self.device, wanted=self.is_bf16)
 
     def normalised(self, films: Tensor) -> Tensor:
         """(B, 1, S, S) in 0..1 -> (B, 3, S, S) as the tower eats it."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foundation.blocks import use_patch_convolutions
+from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from foundation.phantom import FINDINGS as PHANTOM_FINDINGS
 from training.manifests.sentences import target_prompts
@@ -136,7 +137,7 @@ class TextSide:
         self._place = {sentence: index for index, sentence in enumerate(ordered)}
         self._ids = tokenizer(ordered)
         tower.text_projection = nn.Parameter(torch.eye(len(self.projection)))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast_bf16("cpu"):
             pooled = [encode_trimmed(tower, part).float() for part in self._ids.split(256)]
         self._pooled = torch.cat(pooled)
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foundation.decoder import Decoder
-from foundation.device import choose_device
+from foundation.device import autocast_bf16, choose_device
 from training import resume
 from training.pretraining.decoder.exam import examine
 from training.pretraining.decoder.film_bank import FilmBank, film_bank, phantom_bank
@@ -118,7 +118,7 @@ class Teacher:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         lesson = write_lesson(self.decoder, self.bank, self.recipe, self.step, self.questions)
-        with torch.autocast(self.decoder.device.type, torch.bfloat16):
+        with autocast_bf16(self.decoder.device):
             logits, targets = answer_logits(self.decoder, lesson)
         loss = F.cross_entropy(logits.float(), targets)
         self.optimiser.zero_grad()

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foundation.device import autocast_bf16
 from training import resume
 from training.pretraining.text.claim_distances import claim_codes, claim_similarity, is_denial
 from training.pretraining.text.corpus import corpus
@@ -124,7 +125,7 @@ class Distillation:
 
     def _losses(self, rows: Tensor) -> dict[str, Tensor]:
         self.tower.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast_bf16("cpu"):
             student = encode_trimmed(self.tower, self.ids[rows].long())
         student, teacher = student.float(), self.targets[rows]
         codes = self.codes[rows]
@@ -157,7 +158,7 @@ class Distillation:
         mirrored = ids[sided].clone()
         mirrored[ids[sided] == left] = right
         mirrored[ids[sided] == right] = left
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast_bf16("cpu"):
             other = encode_trimmed(self.tower, mirrored)
         return ((unit[sided] * F.normalize(other.float(), dim=-1)).sum(1) - _MIRRORED).square().mean()
 

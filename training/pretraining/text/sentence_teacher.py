@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from training.pretraining.text.corpus import Sentence
 
@@ -43,7 +44,7 @@ def teacher_embeddings(texts: Sequence[str], *, batch: int = 128) -> Tensor:
     model = AutoModel.from_pretrained(str(teacher_folder())).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.empty(len(texts), model.config.hidden_size)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast_bf16("cpu"):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             inputs = tokenizer([texts[i] for i in chosen], padding=True, truncation=True, max_length=128, return_tensors="pt")
