@@ -108,6 +108,7 @@ def in_a_batch(rounds: int, dtype: torch.dtype, clock: Clock, with_peft: bool) -
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": sum(one.numel() for one in tower.parameters()),
         "rounds": rounds,
+        "after": "base",
         "lines": lines,
         "adapter_kib": round(size / 1024, 1),
         "adapter_kib_measured": round((memory[-1] - memory[1]) * 1024 / (RESIDENT[-1] - 1), 1),
@@ -255,8 +256,9 @@ def keep(part: str, found: Mapping[str, Any]) -> None:
 def table(held: Mapping[str, Any]) -> str:
     """The section as Markdown; parts that were not measured are left out."""
     parts = ["## Adapters", "", "Made by `python -m benchmarks.adapters`. " + _shared(held)]
-    if "batch" in held:
-        parts += ["", *_batch_table(held["batch"])]
+    for name in sorted(held):
+        if name.startswith("batch"):
+            parts += ["", *_batch_table(held[name])]
     if "http" in held:
         parts += ["", *_http_table(held["http"])]
     if "right" in held:
@@ -283,14 +285,19 @@ def _shared(held: Mapping[str, Any]) -> str:
     loads = [f"{name} {one['load']}" for name, one in held.items() if "load" in one]
     if loads:
         return f"Processes that wanted the machine while it measured (load average): {', '.join(loads)}."
-    return "The machine was used by others too." if held.get("batch", {}).get("clock") == "cpu" else ""
+    return "The machine was used by others too." if any(one.get("clock") == "cpu" for one in held.values()) else ""
 
 
 def _batch_table(held: Mapping[str, Any]) -> list[str]:
     told = [
         f"A batch of {ROWS} over the base's forward (aim: at most 1.10, flat). ViT of {held['parameters'] / 1e6:.1f} M at "
         f"224 px, {held['dtype']}, rank 8 on all linear layers; {held['hardware']}; {held['rounds']} rounds interleaved, "
-        f"{held['clock']} clock, medians of ratios, in brackets the ratio of the fastest rounds.",
+        f"{held['clock']} clock, medians of ratios, in brackets the ratio of the fastest rounds. "
+        + (
+            "Each timed run came right after an untimed one of the base."
+            if held.get("after") == "base"
+            else "The ways ran one behind the other, so that at 256 the base came after peft's single rows, which spare a core."
+        ),
         "",
         "| resident | different ones in the batch | bank | peft mixed | peft switching |",
         "|---|---|---|---|---|",
@@ -347,7 +354,7 @@ def main() -> None:
         torch.set_num_threads(chosen.threads)
         clock = time.process_time if chosen.clock == "cpu" else time.perf_counter
         found = in_a_batch(chosen.rounds, getattr(torch, chosen.dtype), clock, not chosen.no_peft)
-        keep("batch", {**found, "clock": chosen.clock, "load": load()})
+        keep(f"batch, {chosen.dtype}", {**found, "clock": chosen.clock, "load": load()})
     elif chosen.part == "http":
         through_http(chosen.checkpoint, chosen.adapters or 1000, chosen.resident, chosen.clients or 16, chosen.requests)
     elif chosen.part == "right":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from adapters.card import AdapterCard, Calibration
 from adapters.tasks.heads import bind_head, head_options
-from adapters.tasks.levels import LevelReader, pool_levels
+from adapters.tasks.levels import LevelReader, pool_levels, pools_in
 from adapters.tasks.study import StudyPool, pool_studies
 from foundation.errors import AdapterRefused, InvalidRequest
 from foundation.look import Look, further_looks
@@ -94,13 +94,13 @@ class ClassificationHead(nn.Module):
             raise AdapterRefused("A head that reads films at further sizes, or mirrored, must read levels.")
         self.sizes, self.is_mirrored = tuple(int(size) for size in sizes), is_mirrored
         self.looks = further_looks(self.sizes, is_mirrored)
-        self.size_pools = tuple(size_pools) or tuple(pools)
+        self.size_pools = tuple(size_pools)
         self.text = nn.Linear(embed_dim, labels)
         self.query = nn.Parameter(torch.zeros(labels, width))
         self.value = nn.Parameter(torch.zeros(labels, width))
         nn.init.zeros_(self.text.weight)
         nn.init.zeros_(self.text.bias)
-        further = [self.size_pools] * len(self.sizes)
+        further = [pools_in(Look(size), pools, size_pools) for size in self.sizes]
         self.levels = LevelReader(level_widths, pools, labels, further) if level_widths else None
         self.study = StudyPool(embed_dim, study_hidden) if study_hidden else None
 
@@ -125,7 +125,7 @@ class ClassificationHead(nn.Module):
     def pools_of(self, look: Look) -> tuple[str, ...]:
         """How the levels are pooled in this look."""
         assert self.levels is not None
-        return self.size_pools if look.size else self.levels.pools
+        return pools_in(look, self.levels.pools, self.size_pools)
 
     def join(self, pooled: Tensor) -> Tensor:
         """Pooled levels of the film and of each look, side by side, (B, G) -> as `levels` reads them, (B, F)."""
@@ -157,7 +157,7 @@ class ClassificationHead(nn.Module):
             sizes |= {"level_widths": list(self.levels.widths), "pools": list(self.levels.pools)}
         if self.sizes:
             sizes["sizes"] = list(self.sizes)
-            if self.levels is not None and self.size_pools != self.levels.pools:
+            if self.size_pools:
                 sizes["size_pools"] = list(self.size_pools)
         if self.is_mirrored:
             sizes["is_mirrored"] = True

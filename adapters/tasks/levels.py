@@ -8,14 +8,26 @@ one block earlier. The reading starts at zero, so a head that adds it answers as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from foundation.errors import AdapterRefused
+from foundation.look import Look
 
 POOLS = ("mean", "max", "std")
+
+
+def misnamed_pools(names: Iterable[str]) -> str | None:
+    """What is wrong with the names of pools; None where nothing is."""
+    odd = [name for name in names if name not in POOLS]
+    return f"Levels are pooled by {', '.join(POOLS)}, not by {', '.join(odd)}." if odd else None
+
+
+def pools_in(look: Look, pools: Sequence[str], size_pools: Sequence[str]) -> tuple[str, ...]:
+    """How levels are pooled in a look: by `size_pools` at a size other than the film's own, where there are any."""
+    return tuple(size_pools if look.size and size_pools else pools)
 
 
 def pool_levels(levels: Sequence[Tensor], pools: Sequence[str]) -> Tensor:
@@ -42,9 +54,12 @@ class LevelReader(nn.Module):
     def __init__(self, widths: Sequence[int], pools: Sequence[str], labels: int, further: Sequence[Sequence[str]] = ()) -> None:
         super().__init__()
         every = (tuple(pools), *map(tuple, further))
-        odd = [name for names in every for name in names if name not in POOLS]
-        if odd or not all(every) or not widths:
-            raise AdapterRefused(f"Levels are pooled by {', '.join(POOLS)}, not by {', '.join(odd) or 'nothing'}.")
+        if wrong := misnamed_pools(name for names in every for name in names):
+            raise AdapterRefused(wrong)
+        if not all(every) or not widths:
+            raise AdapterRefused(
+                "A head that reads levels names their widths and how they are pooled; one of these is missing."
+            )
         self.widths, self.pools = tuple(widths), tuple(pools)
         size = sum(self.widths) * sum(map(len, every))
         self.linear = nn.Linear(size, labels)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.tasks.classification import NORMAL
-from adapters.tasks.levels import POOLS
+from adapters.tasks.levels import misnamed_pools
 from foundation.errors import InvalidRequest
 from training.augment import AugmentStrength
 
@@ -235,8 +235,8 @@ class FinetuneRecipe(TaskRecipe):
                 "or sizes = [] and mirrored = false.",
                 param="sizes",
             )
-        if odd := [name for name in (*self.head.pools, *self.head.size_pools) if name not in POOLS]:
-            raise InvalidRequest(f"Levels are pooled by {', '.join(POOLS)}, not by {odd[0]}.", param="pools")
+        if wrong := misnamed_pools((*self.head.pools, *self.head.size_pools)):
+            raise InvalidRequest(wrong, param="pools")
         if self.head.size_pools and not self.head.sizes:
             raise InvalidRequest(
                 "head.size_pools says how levels are pooled at head.sizes, and there are none: name sizes or leave it out.",

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from adapters.tasks.levels import pool_levels
+from adapters.tasks.levels import pool_levels, pools_in
 from foundation.device import autocast_bf16
 from foundation.errors import InvalidRequest
 from foundation.look import Look
@@ -192,7 +192,7 @@ def look_cache(
     device = next(tower.parameters()).device
 
     def see(look: Look) -> npt.NDArray[np.float32]:
-        names = (look.size and size_pools) or pools
+        names = pools_in(look, pools, size_pools)
         made_of = (fingerprint, _source(films), asdict(contract), str(look), list(names), precision)
         target = folder / f"look-{_digest('look', *made_of)}.npy"
         with main_first():
