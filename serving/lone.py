@@ -17,7 +17,8 @@ _UNKNOWN = Pace(memory=0.7)  # some three batches count
 _TRIAL = 2  # batches, of which the last counts
 _FIRST = 4.0  # batches until the first trial; twice as many until the next, and so on
 _MOST_SELDOM = 6.0  # times `retry_every`, however slow the slower way was
-_MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up
+_MOST = 2.0  # times what was expected: a batch that took longer says no more than that, since something else held it up;
+# and one that took less than that part of it shows that what was known is of a machine that was held up, which is forgotten
 
 
 @dataclass
@@ -53,7 +54,9 @@ class Lone:
             return
         if own.is_known and other.is_known and self._is_wide_faster(rows) != is_wide and seconds < other.seconds_for(rows):
             self._since, self._tried = int(_MOST_SELDOM * self.retry_every), _TRIAL - 1
-        seconds = min(seconds, _MOST * own.seconds_for(rows)) if own.is_known else seconds
+        if own.is_known:
+            seconds = min(seconds, _MOST * own.seconds_for(rows))
+            own = _UNKNOWN if _MOST * seconds < own.seconds_for(rows) else own
         if is_wide:
             self.wide = own.after(rows, seconds)
         else:

@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.report:
         keep(found, chosen.report)
     if chosen.table:
-        put_section("load", markdown(found), chosen.table)
+        put_section("load" if plan.precision == "bfloat16" else "load-float32", markdown(found), chosen.table)
     return 0
 
 

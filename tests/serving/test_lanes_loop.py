@@ -186,7 +186,7 @@ def test_a_batch_that_had_another_beside_it_says_nothing_of_lone_ones() -> None:
     assert loop.lone.narrow == before
     put(loop, Request(4, "embed_image"))
     _until_answered(loop, sent, 4)
-    assert loop.lone.narrow.weight > before.weight
+    assert loop.lone.narrow != before
 
 
 def _until_answered(loop: LanesLoop, sent: list[Any], count: int) -> None:

@@ -47,7 +47,7 @@ def test_a_look_is_made_once_whatever_is_asked_for_beside_it(tmp_path: Path) -> 
 
     upright, mirrored, large = Look(), Look(is_mirrored=True), Look(64)
     first = made(upright, large)
-    assert tower.sides == [32, 32, 64, 64]  # two batches each
+    assert tower.sides == [32] * 2 + [64] * 5  # by fours; one by one at four times the area
     second = made(large, mirrored, upright)
     assert tower.sides == [32, 32]  # the mirrored one alone
     width = 2 * (4 + 3)
