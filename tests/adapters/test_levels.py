@@ -81,5 +81,5 @@ def test_heads_with_and_without_levels_open() -> None:
 
 
 def test_a_reader_needs_levels_and_pools() -> None:
-    with pytest.raises(AdapterRefused, match="nothing"):
+    with pytest.raises(AdapterRefused, match="is missing"):
         LevelReader((3,), (), 2)
