@@ -26,13 +26,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import PRECISION, keep
-from benchmarks.load.clients import Tally, closed_loop, in_turn, open_loop
+from benchmarks.load.clients import Connection, Tally, closed_loop, in_turn, open_loop
 from benchmarks.load.films import FORMS, Ask, Form, asks, broken, films
 from benchmarks.load.ideal import ideal
 from benchmarks.load.offline import Offline, offline
@@ -192,14 +192,15 @@ def _ours() -> list[int]:
     return descendants(os.getpid())
 
 
-def first_answer_s(served: Served, asked: Ask, begun: float) -> float:
-    """From `begun` to the first good answer."""
-    from benchmarks.load.clients import Connection
-
+def started(served: Served, plan: Plan, begun: float) -> dict[str, Any]:
+    """How long it took from `begun` to the first good answer, with nothing beside the server, and what memory it has then."""
+    form, size = plan.cases[0]
+    (asked,) = asks(films(size, 1, plan.manifest), form, served.url.partition("//")[2])
     status = asyncio.run(Connection(served.url).send(asked))
     if status != 200:
         raise SystemExit(f"the first answer has status {status}")
-    return time.perf_counter() - begun
+    first_s = time.perf_counter() - begun
+    return {"first_answer_s": first_s, "memory_mb": served.memory_mb, "listens_s": served.started_s}
 
 
 def say(text: str) -> None:
@@ -214,17 +215,16 @@ def run(plan: Plan, log: Callable[[str], None] = say) -> dict[str, Any]:
         checkpoint = make_tiny_checkpoint(home / "vit-12m", vision=VIT_12M)
         begun = time.perf_counter()
         options = ("--precision", plan.precision, *plan.options)
-        with serve(checkpoint, home, options) as served, offline(checkpoint, plan.precision) as bare:
-            starts = dict[str, Any]()
+        with ExitStack() as open_now:
+            served = open_now.enter_context(serve(checkpoint, home, options))
+            starts = started(served, plan, begun)
+            bare = open_now.enter_context(offline(checkpoint, plan.precision))
             cases = []
             for form, size in plan.cases:
                 case = Case(form, size)
                 folder = home / f"{form}-{size}"
                 folder.mkdir()
                 bench = Bench(plan, served, bare, case, folder)
-                if not starts:
-                    starts = {"first_answer_s": first_answer_s(served, bench.good[0], begun), "memory_mb": served.memory_mb}
-                    starts["listens_s"] = served.started_s
                 for number in range(plan.rounds):
                     case.rounds.append(bench.round())
                     log(f"{form} {size} round {number + 1}: {json.dumps(_rounded(case.rounds[-1]))}")
