@@ -16,7 +16,8 @@ class LoopConfig:
 
     The rate rises linearly over `warmup` of all steps, then falls as a cosine to `final_rate` of its height. Validation
     happens after every epoch; training stops once `patience` epochs brought no better `monitor`. With `average` above 0
-    what is validated and kept is the running mean of the weights, which keeps that share of itself at each step.
+    what is validated and kept is the running mean of the weights, which keeps that share of itself at each step. With
+    `precision` "bf16" products are in bfloat16 on devices that have them, elsewhere in float32.
     """
 
     epochs: int

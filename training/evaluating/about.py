@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adapters.files import Adapter
+from foundation.device import multiplies_bf16
 from foundation.prompts import is_normal
 from training.evaluating.job import Job
 from training.manifests.manifest import Manifest, Where
@@ -29,7 +30,7 @@ def about(job: Job, adapter: Adapter | None, where: Where, command: str) -> Mapp
         "seed": options.seed,
         "bootstrap": f"{options.resamples} resamples of patients, 95 % percentile intervals",
         "hardware": hardware(),
-        "precision": "bfloat16" if options.use_bfloat16 else "float32",
+        "precision": "bfloat16" if options.use_bfloat16 and multiplies_bf16(options.device) else "float32",
         "system": platform.platform(terse=True),
     }
 

@@ -131,8 +131,9 @@ class PaceRecipe:
     """How long and how fast. patience: epochs without a better validation before training stops.
 
     average: the share of itself that a running mean of the weights keeps at each step; the mean is what is validated
-    and kept. 0 keeps the weights as they are. storage: "float16" rounds adapter and head once training is over, before
-    anything is scored, and stores them so; "float32" keeps every digit.
+    and kept. 0 keeps the weights as they are. precision: "fp32", or "bf16" where the device multiplies bfloat16.
+    storage: "float16" rounds adapter and head once training is over, before anything is scored, and stores them so;
+    "float32" keeps every digit.
     """
 
     epochs: int = 10
