@@ -296,7 +296,7 @@ def _batch_table(held: Mapping[str, Any]) -> list[str]:
         + (
             "Each timed run came right after an untimed one of the base."
             if held.get("after") == "base"
-            else "The ways ran one behind the other: at 256 the base came after peft's single rows, and was faster than elsewhere."
+            else "The ways ran one behind the other: at 256 the base came after peft's single rows and was faster."
         ),
         "",
         "| resident | different ones in the batch | bank | peft mixed | peft switching |",
